@@ -1,0 +1,86 @@
+"""What differs from kind to kind, as pure functions on decoded objects (upstream: defaults, strategy and validation of each kind).
+
+One `Kind` per stored kind, in one module per API group (`kinds/core.py`, `kinds/apps.py` ...), found through `kinds.of(group, kind)`.
+Methods mutate `obj` in place where their name is a verb of change (`default`, `prepare_*`) and return lists where they look
+(`validate_*`, `warnings`). They never do I/O and never read the clock: what they need to know is in the arguments.
+
+The order in the API server's pipeline:
+  create: decode, strict/type check (schema), convert, default, prepare_create, admission (mutating), validate_create, admission (validating)
+  update: decode, ..., default, prepare_update(obj, old), admission, validate_update(obj, old), admission
+  status: the same with prepare_status and validate_status
+ObjectMeta is common to all (`api.meta`): its rules are called by the pipeline, not by each kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from fastkube.api.errors import FieldError
+
+Object = dict[str, Any]
+
+
+class Kind:
+    """The rules of one kind. The base class is what a kind without rules of its own does."""
+
+    group: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+    has_status: ClassVar[bool] = True  # a /status subresource: create clears status, update keeps the old one
+    has_generation: ClassVar[bool] = True  # metadata.generation counts changes of everything but metadata and status
+    create_on_update: ClassVar[bool] = False  # PUT of an absent object creates it (Lease, Event ... as upstream's AllowCreateOnUpdate)
+    unconditional_update: ClassVar[bool] = True  # PUT without resourceVersion is allowed
+    grace_seconds_default: ClassVar[int | None] = None  # a number: deletion is graceful (pods)
+    name_rule: ClassVar[str] = "subdomain"  # of metadata.name: "subdomain", "label", "path" (RBAC), "service" ...
+
+    def default(self, obj: Object) -> None:
+        """Fill in upstream's defaults, whole object, idempotent."""
+
+    def prepare_create(self, obj: Object) -> None:
+        """Drop what a create may not set, set what it starts with (generation 1, no status)."""
+        if self.has_status:
+            obj.pop("status", None)
+        if self.has_generation:
+            obj["metadata"]["generation"] = 1
+
+    def prepare_update(self, obj: Object, old: Object) -> None:
+        """Keep what an update may not touch (status), count generation when what it may touch differs."""
+        if self.has_status:
+            if "status" in old:
+                obj["status"] = old["status"]
+            else:
+                obj.pop("status", None)
+        if self.has_generation:
+            changed = any(obj.get(k) != old.get(k) for k in {*obj, *old} - {"metadata", "status", "kind", "apiVersion"})
+            generation = old["metadata"].get("generation", 0)
+            if changed or generation:
+                obj["metadata"]["generation"] = generation + changed
+
+    def prepare_status(self, obj: Object, old: Object) -> None:
+        """An update through /status: everything but status (and metadata's managedFields) is the old one's."""
+        meta = obj["metadata"]
+        for key in [k for k in obj if k not in ("kind", "apiVersion", "metadata", "status")]:
+            del obj[key]
+        obj.update({k: v for k, v in old.items() if k not in ("kind", "apiVersion", "metadata", "status")})
+        kept = {k: meta[k] for k in ("managedFields", "resourceVersion") if k in meta}
+        obj["metadata"] = {**{k: v for k, v in old["metadata"].items() if k != "managedFields"}, **kept}
+
+    def validate_create(self, obj: Object) -> list[FieldError]:
+        return []
+
+    def validate_update(self, obj: Object, old: Object) -> list[FieldError]:
+        return []
+
+    def validate_status(self, obj: Object, old: Object) -> list[FieldError]:
+        return []
+
+    def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
+        """Texts of the Warning headers that a write of `obj` earns."""
+        return []
+
+    def fields(self, obj: Object) -> dict[str, str]:
+        """The values of the field selectors this kind has besides metadata.name and metadata.namespace."""
+        return {}
+
+    def grace_seconds(self, obj: Object, asked: int | None) -> int | None:
+        """How long a deletion of `obj` is graceful; None: not at all (it goes at once, finalizers permitting)."""
+        return None

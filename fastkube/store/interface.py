@@ -1,0 +1,165 @@
+"""The store, as the API server sees it: keys and bytes with revisions, in etcd's terms (etcd API v3 guarantees).
+
+Laws that every engine keeps:
+
+1. One log. Each transaction that changes something takes the next revision; the tree, watches, snapshots are views of the log.
+2. Durable before visible. A write is evaluated against the head (all writes before it, synced or not) at the moment of the
+   call, synchronously; it becomes visible to reads and watches, and its future is done, only after its frame is on disk.
+   Nobody ever sees a revision that a crash could take back. An answer that depends on an unsynced write waits for it.
+3. A watch is fed by the commit: every event with revision >= start, once, in revision order, all events of one revision
+   together; or `Compacted` when the start is no longer in history. A reader too slow for its buffer is cancelled, nobody waits.
+4. Reads never wait and never copy: `get` and `range` answer from memory at the visible revision or any revision in history.
+   The `value` of a KeyValue is the very bytes object that was put; handing it on costs a reference.
+
+Engines: `fastkube.store.embedded.EmbeddedStore` (default), a real etcd cluster behind the same tree (issue 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+
+class KeyValue(Protocol):
+    """One version of one key (a cdef class in `fastkube._ext.tree`); immutable but for `attrs`."""
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int
+    attrs: Any  # a free slot for the reader's own digest of the value (labels, fields ...): None until somebody sets it
+
+
+class Event(Protocol):
+    """One change of one key (a cdef class in `fastkube._ext.tree`), shared by all watchers that see it."""
+
+    deleted: bool
+    kv: KeyValue  # for a deletion: the key, its mod_revision is the deletion's, value b""
+    prev: KeyValue | None  # what stood there before; None for a creation
+    attrs: Any  # a free slot, as above: the API server keeps encoded watch frames here, so that each is made once
+
+
+@dataclass(slots=True)
+class Put:
+    key: bytes
+    value: bytes
+    lease: int = 0
+    revision_at: int = -1  # where in `value` the decimal revision of this write is to be inserted; -1: nowhere
+    attrs: Any = None
+
+
+@dataclass(slots=True)
+class Delete:
+    key: bytes
+    end: bytes = b""  # exclusive; b"": just `key`
+
+
+@dataclass(slots=True)
+class Compare:
+    key: bytes
+    target: Literal["version", "create", "mod", "value", "lease"]
+    op: Literal["=", "!=", ">", "<"]
+    operand: int | bytes
+
+
+@dataclass(slots=True)
+class TxnResult:
+    succeeded: bool
+    revision: int  # the store's revision after the transaction
+    results: list[Any]  # per operation: Put -> the KeyValue written; Delete -> list of the KeyValues deleted
+
+
+@dataclass(slots=True)
+class RangeResult:
+    kvs: list[KeyValue]
+    more: bool  # the limit cut the range
+    count: int  # how many keys the whole range holds
+    revision: int  # the store's visible revision when it was read
+
+
+class StoreError(Exception):
+    """Base of what a store refuses."""
+
+
+class CompareFailed(StoreError):
+    """`expect` did not hold; `current` is what stands there (None: nothing)."""
+
+    def __init__(self, current: KeyValue | None) -> None:
+        super().__init__("compare failed")
+        self.current = current
+
+
+class Compacted(StoreError):
+    """The revision asked for is no longer in history; `compacted` is the revision below which nothing is left."""
+
+    def __init__(self, compacted: int) -> None:
+        super().__init__(f"required revision has been compacted ({compacted})")
+        self.compacted = compacted
+
+
+class FutureRevision(StoreError):
+    """The revision asked for has not been reached."""
+
+
+class NoSpace(StoreError):
+    """The space quota is used up; writes are refused until compaction makes room."""
+
+
+class Unavailable(StoreError):
+    """The writer stopped for good (failed fsync, closed store); reads go on."""
+
+
+class WatchCancelled(StoreError):
+    """The watcher did not keep up and was cut off; watch again from a fresh revision."""
+
+
+class Watcher(Protocol):
+    """Events of one range. Take them with `await next()` or through the callback given at `watch`."""
+
+    async def next(self) -> Sequence[Event]:
+        """The next batch, never empty; raises Compacted or WatchCancelled when it cannot go on."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Store(Protocol):
+    revision: int  # the visible revision: all of it is on disk
+    compacted: int  # reads below it raise Compacted
+
+    def get(self, key: bytes, revision: int = 0) -> KeyValue | None: ...
+
+    def range(self, key: bytes, end: bytes, revision: int = 0, limit: int = 0) -> RangeResult:
+        """Keys in [key, end) in order, at `revision` (0: the visible one). `end` b"\\0" means to the end of the key space."""
+        ...
+
+    def put(self, key: bytes, value: bytes, *, expect: int | None = None, lease: int = 0, revision_at: int = -1, attrs: Any = None) -> Awaitable[KeyValue]:
+        """Write if the key's mod_revision is `expect` (0: it must not exist; None: always). Raises CompareFailed through the future."""
+        ...
+
+    def delete(self, key: bytes, *, expect: int | None = None) -> Awaitable[tuple[int, KeyValue | None]]:
+        """Delete -> (revision, what was deleted or None)."""
+        ...
+
+    def txn(self, compare: Sequence[Compare], success: Sequence[Put | Delete], failure: Sequence[Put | Delete] = ()) -> Awaitable[TxnResult]: ...
+
+    def watch(
+        self, key: bytes, end: bytes = b"", *, start: int = 0, on_events: Callable[[Sequence[Event]], None] | None = None, on_end: Callable[[StoreError], None] | None = None
+    ) -> Watcher:
+        """Events of [key, end) (b"": just the key) with revision >= `start` (0: after the visible one).
+
+        With `on_events` the batches are handed over synchronously, in the event loop, as each commit becomes visible (history
+        first); the callback must be quick and must not raise. `on_end` is told once why a watch that cannot go on has ended.
+        """
+        ...
+
+    def compact(self, revision: int) -> Awaitable[None]: ...
+
+    async def start(self) -> None:
+        """Recover from disk and open for writes. Raises StoreError with file and offset when what is there is damaged."""
+        ...
+
+    async def close(self) -> None: ...
