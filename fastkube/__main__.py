@@ -1,0 +1,3 @@
+from fastkube.cli import main
+
+main()
