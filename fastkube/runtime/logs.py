@@ -15,6 +15,12 @@ import structlog
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+def _named(_logger: Any, _method: str, event: Any) -> Any:
+    if "logger_" in event:
+        event["logger"] = event.pop("logger_")
+    return event
+
+
 def configure(level: str = "info", form: str = "json", component: str | None = None) -> None:
     """Set the process's log up. `form` is `json` or `text` (key=value); `component` goes into each line."""
     renderer: Any = (
@@ -25,6 +31,7 @@ def configure(level: str = "info", form: str = "json", component: str | None = N
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _named,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", key="ts"),
             structlog.processors.EventRenamer("msg"),
@@ -42,4 +49,4 @@ def configure(level: str = "info", form: str = "json", component: str | None = N
 
 def get(name: str) -> Any:
     """A logger whose lines carry `logger=name`."""
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(logger_=name)  # `logger` itself is a parameter of structlog's
