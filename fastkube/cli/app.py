@@ -61,7 +61,9 @@ class Parts(TyperGroup):
         return typer.main.get_command(part)
 
 
-app = typer.Typer(cls=Parts, add_completion=False, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Parts, add_completion=False, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False
+)
 
 
 @app.callback()
