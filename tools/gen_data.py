@@ -84,6 +84,99 @@ def resources(swagger: dict, discovery: dict) -> list[dict]:
     return rows
 
 
+PREFIXES = ("io.k8s.api.", "io.k8s.apimachinery.pkg.apis.", "io.k8s.apiextensions-apiserver.pkg.apis.", "io.k8s.kube-aggregator.pkg.apis.")
+SPECIAL = {  # definitions that decode themselves
+    "io.k8s.apimachinery.pkg.api.resource.Quantity": ("quantity", "resource.Quantity"),
+    "io.k8s.apimachinery.pkg.apis.meta.v1.Time": ("time", "v1.Time"),
+    "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime": ("microtime", "v1.MicroTime"),
+    "io.k8s.apimachinery.pkg.util.intstr.IntOrString": ("intstr", "intstr.IntOrString"),
+    "io.k8s.apimachinery.pkg.runtime.RawExtension": ("any", "runtime.RawExtension"),
+    "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1": ("any", "v1.FieldsV1"),
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON": ("any", "v1.JSON"),
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray": ("schemaor", "v1.JSONSchemaPropsOrArray"),
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool": ("schemaor", "v1.JSONSchemaPropsOrBool"),
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray": ("schemaor", "v1.JSONSchemaPropsOrStringArray"),
+}
+SCALARS = {("integer", "int32"): "int32", ("integer", "int64"): "int64", ("boolean", ""): "bool", ("string", ""): "string", ("string", "byte"): "bytes", ("number", "double"): "double"}
+# Types no resource reaches, yet the API speaks them.
+MORE = ["meta.v1.DeleteOptions", "meta.v1.Status", "meta.v1.ObjectMeta", "core.v1.ObjectReference", "authentication.v1.TokenRequest", "policy.v1.Eviction", "autoscaling.v1.Scale"]
+
+
+def short(name: str) -> str:
+    return next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name)
+
+
+def schema(swagger: dict, rows: list[dict], go: dict) -> dict:
+    """Definition tables for `api.schema`: per field what OpenAPI says about type and merging and what only the Go type says (tools/gotypes.json).
+
+    Field: t type, r definition, i items, v map values, g Go type where it is not plain from t, p pointer, z written even when empty, e name of
+    the embedded structs it lies in, mk/ps/lt/mt/lk merge key, patch strategy, list type, map type, list map keys.
+    """
+    definitions = {short(k): v for k, v in swagger["definitions"].items()}
+    kinds = {(g["group"], g["version"], g["kind"]): name for name, d in definitions.items() for g in d.get("x-kubernetes-group-version-kind", [])}
+
+    def place(node: dict, gotype: str) -> dict:
+        out: dict = {}
+        if ref := node.get("$ref", "").removeprefix("#/definitions/"):
+            if ref in SPECIAL:
+                out["t"], plain = SPECIAL[ref]
+            else:
+                out["t"], out["r"] = "struct", short(ref)
+                plain = ".".join(short(ref).split(".")[-2:])
+                wanted.append(short(ref))
+        elif node.get("type") == "array":
+            inner = place(node["items"], gotype.removeprefix("[]") if gotype.startswith("[]") else "")
+            out["t"], out["i"] = "array", inner
+            plain = "[]" + inner.get("g", inner["plain"])
+        elif node.get("type") == "object" and "additionalProperties" in node:
+            inner = place(node["additionalProperties"], gotype.split("]", 1)[1] if gotype.startswith("map[") else "")
+            out["t"], out["v"] = "map", inner
+            plain = "map[string]" + inner.get("g", inner["plain"])
+        elif node.get("type") == "object":
+            out["t"], plain = "any", "map[string]interface {}"
+        else:
+            out["t"] = SCALARS[node["type"], node.get("format", "")]
+            plain = {"bytes": "[]uint8", "double": "float64"}.get(out["t"], out["t"])
+        out["plain"] = plain
+        if gotype and gotype.lstrip("*") != plain:
+            out["g"] = gotype.lstrip("*")
+        for key, name in (("mk", "patch-merge-key"), ("ps", "patch-strategy"), ("lt", "list-type"), ("mt", "map-type"), ("lk", "list-map-keys")):
+            if f"x-kubernetes-{name}" in node:
+                out[key] = node[f"x-kubernetes-{name}"]
+        return out
+
+    def strip(place: dict) -> dict:
+        return {k: strip(v) if k in "iv" else v for k, v in place.items() if k != "plain"}
+
+    wanted = MORE + [
+        kinds[r.get("group", ""), r["version"], k]
+        for r in rows
+        for k in {r["kind"]} | {s["kind"] for s in r["subresources"].values()}
+        if (r.get("group", ""), r["version"], k) in kinds
+    ]
+    out: dict = {}
+    while wanted:
+        name = wanted.pop()
+        if name in out:
+            continue
+        fields = out[name] = {}
+        facts = go.get(name, {})
+        for field, node in definitions[name].get("properties", {}).items():
+            gotype, _, embedded = facts.get(field, "string?").partition(" ")
+            bare = gotype.rstrip("?")
+            made = place(node, bare if field in facts else "")
+            if bare.startswith("*"):
+                made["p"] = 1
+            if "?" not in gotype or (made["t"] in ("struct", "time", "microtime", "quantity", "intstr") and not bare.startswith("*") and not gotype.endswith("??")):
+                made["z"] = 1
+            if embedded:
+                made["e"] = embedded
+            fields[field] = strip(made)
+        if definitions[name].get("x-kubernetes-map-type"):
+            fields[""] = {"mt": definitions[name]["x-kubernetes-map-type"]}
+    return {"kinds": {"/".join(k): v for k, v in sorted(kinds.items()) if v in out}, "definitions": {k: out[k] for k in sorted(out)}}
+
+
 def main() -> None:
     reference = Path(sys.argv[1])
     swagger = json.loads((reference / "swagger.json").read_text())
@@ -91,6 +184,10 @@ def main() -> None:
     API.mkdir(parents=True, exist_ok=True)
     SERVER.mkdir(parents=True, exist_ok=True)
     (API / "resources.json").write_text("[\n" + ",\n".join(json.dumps(r, separators=(",", ":")) for r in resources(swagger, discovery)) + "\n]\n")
+    gotypes = json.loads((ROOT / "tools/gotypes.json").read_text())
+    tables = schema(swagger, resources(swagger, discovery), gotypes)
+    lines = ",\n".join(f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}" for k, v in tables["definitions"].items())
+    (API / "schema.json").write_text(f'{{"kinds":{json.dumps(tables["kinds"])},\n"definitions":{{\n{lines}\n}}}}\n')
     (API / "swagger.json.xz").write_bytes(lzma.compress(json.dumps(swagger, separators=(",", ":"), sort_keys=True).encode(), preset=9 | lzma.PRESET_EXTREME))
     objects = []
     for f in sorted((reference / "rbac").glob("*.yaml")):
