@@ -31,7 +31,12 @@ class FakeApi:
         self.revision += 1
         old = self.objects.get(name)
         uid = old["metadata"]["uid"] if old else f"uid-{self.revision}"
-        obj = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "ns", "uid": uid, "resourceVersion": str(self.revision)}, "data": data}
+        obj = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "ns", "uid": uid, "resourceVersion": str(self.revision)},
+            "data": data,
+        }
         self.objects[name] = obj
         self._append("MODIFIED" if old else "ADDED", obj)
         return obj

@@ -177,7 +177,10 @@ async def test_factory_shares_and_starts_late_ones() -> None:
 
 names = st.sampled_from(["a", "b", "c"])
 objects = st.builds(
-    lambda ns, name, label: {"metadata": {"namespace": ns, "name": name, "labels": {"l": label}}}, st.sampled_from(["n1", "n2"]), names, st.sampled_from(["x", "y"])
+    lambda ns, name, label: {"metadata": {"namespace": ns, "name": name, "labels": {"l": label}}},
+    st.sampled_from(["n1", "n2"]),
+    names,
+    st.sampled_from(["x", "y"]),
 )
 
 

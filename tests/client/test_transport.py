@@ -198,7 +198,13 @@ async def test_requests_on_the_wire() -> None:
         (
             "DELETE",
             "/api/v1/namespaces/n/pods/p",
-            {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0, "propagationPolicy": "Foreground", "preconditions": {"uid": "u", "resourceVersion": "7"}},
+            {
+                "apiVersion": "v1",
+                "kind": "DeleteOptions",
+                "gracePeriodSeconds": 0,
+                "propagationPolicy": "Foreground",
+                "preconditions": {"uid": "u", "resourceVersion": "7"},
+            },
             "application/json",
         ),
         ("DELETE", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node", None, ""),
@@ -209,7 +215,11 @@ async def test_requests_on_the_wire() -> None:
 
 async def test_errors_and_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rest, "RETRY_AFTER_SECONDS_MAX", 0)
-    answers = [web.json_response({}, status=429, headers={"Retry-After": "1"}), web.json_response({}, status=503, headers={"Retry-After": "x"}), web.json_response({"ok": 1})]
+    answers = [
+        web.json_response({}, status=429, headers={"Retry-After": "1"}),
+        web.json_response({}, status=503, headers={"Retry-After": "x"}),
+        web.json_response({"ok": 1}),
+    ]
 
     async def handler(request: web.Request) -> web.Response:
         if request.path.endswith("busy"):
