@@ -54,7 +54,7 @@ class PodInfo:
 
 
 def _amount(resource: str, text: Any) -> int:
-    return quantity.milli_value(str(text)) if resource == "cpu" else quantity.value(str(text))
+    return quantity.milli(text) if resource == "cpu" else quantity.value(text)
 
 
 def container_requests(container: dict[str, Any]) -> Requests:

@@ -93,9 +93,9 @@ class Snapshot:
             self.names[row] = name
         self.nodes[row] = node
         allocatable = (node.get("status") or {}).get("allocatable") or {}
-        amounts = self._vector({k: quantity.milli_value(str(v)) if k == "cpu" else quantity.value(str(v)) for k, v in allocatable.items() if k != "pods"})
+        amounts = self._vector({k: quantity.milli(v) if k == "cpu" else quantity.value(v) for k, v in allocatable.items() if k != "pods"})
         self.columns.ensure(len(self.names), len(self._resources))
-        self.columns.set_allocatable(row, amounts, quantity.value(str(allocatable.get("pods", 0))))
+        self.columns.set_allocatable(row, amounts, quantity.value(allocatable.get("pods", 0)))
         if fresh:
             for key in self.by_node.get(name, ()):
                 self._count(self.pods[key][0], row, 1)
