@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,3 +65,9 @@ class AdmissionAttributes:
     dry_run: bool = False
     warnings: list[str] = field(default_factory=list)
     annotations: dict[str, str] = field(default_factory=dict)  # audit annotations
+    rollbacks: list[Callable[[], None]] = field(default_factory=list)  # give back what plugins and allocators reserved for this write
+
+    def undo(self) -> None:
+        """Call once when the write failed after admission had begun (and for a dry run): reservations go back."""
+        while self.rollbacks:
+            self.rollbacks.pop()()

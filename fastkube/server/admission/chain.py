@@ -1,0 +1,75 @@
+"""The plugins in upstream's order, and what runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastkube.api.resources import Resource
+from fastkube.server.admission import pods, storage
+from fastkube.server.admission.namespaces import NamespaceLifecycle
+from fastkube.server.admission.plugin import Plugin, Step
+from fastkube.server.admission.serviceaccounts import ServiceAccount
+from fastkube.server.authz import Authorizer
+from fastkube.server.reader import Reader
+from fastkube.server.request import AdmissionAttributes
+from fastkube.server.writer import Writer
+
+PLANS_MAX = 4096  # combinations of operation, resource and subresource whose plugins are remembered
+
+
+@dataclass(slots=True)
+class Config:
+    enable: Sequence[str] = ()  # --enable-admission-plugins, beyond the default ones
+    disable: Sequence[str] = ()  # --disable-admission-plugins
+
+
+class Chain:
+    def __init__(self, plugins: Sequence[Plugin]) -> None:
+        self.plugins = tuple(plugins)
+        self._plans: dict[tuple[str, Resource, str], tuple[tuple[Step, ...], tuple[Step, ...]]] = {}
+
+    async def admit(self, attributes: AdmissionAttributes) -> None:
+        """The mutating phase. ApiError."""
+        for step in self._plan(attributes)[0]:
+            answer = step(attributes)
+            if answer is not None:
+                await answer
+
+    async def validate(self, attributes: AdmissionAttributes) -> None:
+        """The validating phase. ApiError."""
+        for step in self._plan(attributes)[1]:
+            answer = step(attributes)
+            if answer is not None:
+                await answer
+
+    def _plan(self, attributes: AdmissionAttributes) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+        key = (attributes.operation, attributes.resource, attributes.subresource)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= PLANS_MAX:
+                self._plans.clear()
+            having = [p for p in self.plugins if p.handles(*key)]
+            plan = self._plans[key] = (tuple(p.admit for p in having if p.admit), tuple(p.validate for p in having if p.validate))
+        return plan
+
+
+def build(config: Config, reader: Reader, writer: Writer, authorizer: Authorizer, extra: Sequence[Plugin] = ()) -> Chain:
+    """The default plugins and `extra` ones (of entry points), the latter before quota. Raises ValueError when a name is unknown."""
+    ordered: list[Plugin] = [
+        NamespaceLifecycle(reader),
+        ServiceAccount(reader),
+        pods.Priority(reader),
+        pods.DefaultTolerationSeconds(),
+        storage.DefaultStorageClass(reader),
+        storage.StorageObjectInUseProtection(),
+        storage.PersistentVolumeClaimResize(reader),
+        pods.RuntimeClass(reader),
+        storage.DefaultIngressClass(reader),
+        *extra,
+    ]
+    known = {p.name for p in ordered}
+    for name in (*config.enable, *config.disable):
+        if name not in known:
+            raise ValueError(f'admission plugin "{name}" is unknown')
+    return Chain([p for p in ordered if p.name not in config.disable])
