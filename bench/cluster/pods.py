@@ -121,9 +121,8 @@ async def load(client: Client, parts: dict[str, psutil.Process], pods: int) -> R
 
 
 def measure(pods: int, nodes: int) -> Result:
-    with tempfile.TemporaryDirectory(prefix="fastkube-load-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="fastkube-load-") as scratch, open(Path(scratch) / "log", "wb+") as log:
         data = Path(scratch) / "data"
-        log = open(Path(scratch) / "log", "wb+")
         up = subprocess.Popen(
             [sys.executable, "-m", "fastkube", "up", "--runtime", "hollow", f"--nodes={nodes}", f"--data-dir={data}", f"--secure-port={free_port()}"],
             stdout=subprocess.PIPE, stderr=log, env={**os.environ, "FASTKUBE_LOG_LEVEL": "warning"},
@@ -141,7 +140,6 @@ def measure(pods: int, nodes: int) -> Result:
         finally:
             up.send_signal(signal.SIGTERM)
             up.wait(60)
-            log.close()
 
 
 def main() -> None:
