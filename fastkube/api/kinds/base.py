@@ -32,6 +32,12 @@ class Kind:
     grace_seconds_default: ClassVar[int | None] = None  # a number: deletion is graceful (pods)
     name_rule: ClassVar[str] = "subdomain"  # of metadata.name: "subdomain", "label", "path" (RBAC), "service" ...
 
+    def name_errors(self, name: str, prefix: bool = False) -> list[str]:
+        """What is wrong with a name (`prefix`: a generateName) of this kind."""
+        from fastkube.api.meta import name_errors
+
+        return name_errors(self.name_rule, name, prefix)
+
     def default(self, obj: Object) -> None:
         """Fill in upstream's defaults, whole object, idempotent."""
 
