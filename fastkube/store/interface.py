@@ -18,28 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from fastkube._ext.tree import Event, KeyValue
 
-class KeyValue(Protocol):
-    """One version of one key (a cdef class in `fastkube._ext.tree`); immutable but for `attrs`."""
-
-    key: bytes
-    value: bytes
-    create_revision: int
-    mod_revision: int
-    version: int
-    lease: int
-    attrs: Any  # a free slot for the reader's own digest of the value (labels, fields ...): None until somebody sets it
-
-
-class Event(Protocol):
-    """One change of one key (a cdef class in `fastkube._ext.tree`), shared by all watchers that see it."""
-
-    deleted: bool
-    kv: KeyValue  # for a deletion: the key, its mod_revision is the deletion's, value b""
-    prev: KeyValue | None  # what stood there before; None for a creation
-    attrs: Any  # a free slot, as above: the API server keeps encoded watch frames here, so that each is made once
+__all__ = ["Event", "KeyValue"]  # what the kernel makes is what readers get; fastkube/_ext/tree.pyi says what is in them
 
 
 @dataclass(slots=True)
@@ -112,6 +96,35 @@ class Unavailable(StoreError):
     """The writer stopped for good (failed fsync, closed store); reads go on."""
 
 
+class Overloaded(StoreError):
+    """More unsynced bytes wait for the disk than the store takes; try again later (etcd: too many requests)."""
+
+
+class LeaseNotFound(StoreError):
+    """There is no such lease."""
+
+
+class LeaseExists(StoreError):
+    """A lease of this id exists already."""
+
+
+class DuplicateKey(StoreError):
+    """A transaction writes the same key twice."""
+
+
+class InUse(StoreError):
+    """Another process has the store's directory open."""
+
+
+class StoreDamaged(StoreError):
+    """What is on disk is not what was written: `path`, `offset` in bytes, and what is wrong. Nothing is skipped, nothing repaired."""
+
+    def __init__(self, path: Path, offset: int, why: str) -> None:
+        super().__init__(f"{path} is damaged at offset {offset}: {why}")
+        self.path = path
+        self.offset = offset
+
+
 class WatchCancelled(StoreError):
     """The watcher did not keep up and was cut off; watch again from a fresh revision."""
 
@@ -147,16 +160,41 @@ class Store(Protocol):
     def txn(self, compare: Sequence[Compare], success: Sequence[Put | Delete], failure: Sequence[Put | Delete] = ()) -> Awaitable[TxnResult]: ...
 
     def watch(
-        self, key: bytes, end: bytes = b"", *, start: int = 0, on_events: Callable[[Sequence[Event]], None] | None = None, on_end: Callable[[StoreError], None] | None = None
+        self,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        start: int = 0,
+        on_events: Callable[[Sequence[Event]], None] | None = None,
+        on_end: Callable[[StoreError], None] | None = None,
     ) -> Watcher:
         """Events of [key, end) (b"": just the key) with revision >= `start` (0: after the visible one).
 
         With `on_events` the batches are handed over synchronously, in the event loop, as each commit becomes visible (history
-        first); the callback must be quick and must not raise. `on_end` is told once why a watch that cannot go on has ended.
+        first); the callback must be quick and must not raise. Nothing is handed over inside the call of `watch` itself. `on_end` is told
+        once, later, why a watch that cannot go on has ended (Compacted at once when `start` < `compacted`; Unavailable at close).
         """
         ...
 
-    def compact(self, revision: int) -> Awaitable[None]: ...
+    def count(self, key: bytes, end: bytes, revision: int = 0) -> int:
+        """How many keys [key, end) holds, without walking them."""
+        ...
+
+    def compact(self, revision: int) -> Awaitable[None]:
+        """Forget what only reads below `revision` need; `revision` itself stays readable. Raises Compacted, FutureRevision."""
+        ...
+
+    def lease_grant(self, ttl: int, lease: int = 0) -> Awaitable[int]:
+        """A lease of `ttl` seconds -> its id (a fresh one for 0). Keys put with it are deleted when it expires. Raises LeaseExists."""
+        ...
+
+    def lease_revoke(self, lease: int) -> Awaitable[None]:
+        """End a lease and delete its keys. Raises LeaseNotFound."""
+        ...
+
+    def lease_keep_alive(self, lease: int) -> int:
+        """Start its time to live afresh -> ttl in seconds. Raises LeaseNotFound."""
+        ...
 
     async def start(self) -> None:
         """Recover from disk and open for writes. Raises StoreError with file and offset when what is there is damaged."""
