@@ -122,7 +122,14 @@ config_path = "{self.directory}/certs.d"
         enter = ["nsenter", f"--net={self.netns}"] if self.netns else []
         with open(self.log_file, "ab") as out:
             process = await asyncio.create_subprocess_exec(
-                *enter, binary, "--config", str(self.directory / "config.toml"), stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                *enter,
+                binary,
+                "--config",
+                str(self.directory / "config.toml"),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         config.write_file(self.pid_file, f"{process.pid}\n")
         deadline = clock.monotonic() + START_SECONDS_MAX

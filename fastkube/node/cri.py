@@ -173,9 +173,7 @@ class Cri:
         except CriError as e:
             if e.code != "UNIMPLEMENTED":
                 raise
-        subscribe = self._channel.unary_stream(
-            "/containerd.services.events.v1.Events/Subscribe", request_serializer=bytes, response_deserializer=_topic
-        )
+        subscribe = self._channel.unary_stream("/containerd.services.events.v1.Events/Subscribe", request_serializer=bytes, response_deserializer=_topic)
         async for topic in self._events(subscribe(_SUBSCRIBE_TASKS)):
             yield topic
 

@@ -146,7 +146,7 @@ def _system(layer: Layer, users: Sequence[str] = ()) -> None:
 
 def _busybox_into(layer: Layer) -> None:
     binary = _need("/bin/busybox", "busybox-static")
-    if b"\x7fELF" == open(binary, "rb").read(4) and b"/lib64/ld-linux" in open(binary, "rb").read(4096):
+    if open(binary, "rb").read(4) == b"\x7fELF" and b"/lib64/ld-linux" in open(binary, "rb").read(4096):
         raise ImageError("/bin/busybox is linked dynamically (Debian: apt-get install busybox-static)")
     layer.copy(binary, "bin/busybox")
     for path in subprocess.run([binary, "--list-full"], check=True, capture_output=True, text=True).stdout.split():

@@ -161,9 +161,7 @@ async def nft(script: str) -> None:
 
 async def run(*command: str, stdin: bytes = b"", check: bool = True) -> bytes:
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
+        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     except FileNotFoundError:
         if check:
             raise NetworkError(f"{command[0]} is not installed") from None
