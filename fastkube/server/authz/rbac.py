@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fastkube.api import resources
 from fastkube.server.authz.decision import DENIED, Decision
-from fastkube.server.authz.rules import Rule, allows, covers_ignoring_name
+from fastkube.server.authz.rules import Rule, covers_ignoring_name
 from fastkube.server.reader import Object, Reader
 from fastkube.server.request import RequestInfo, User
 
@@ -185,14 +185,20 @@ def _reason(bound: Bound) -> str:
     return f'RBAC: allowed by ClusterRoleBinding "{meta["name"]}" of {role["kind"]} "{role["name"]}" to {bound.subject}'
 
 
-def aggregated(role: Object, roles: list[Object]) -> list[Rule]:
-    """The rules of a ClusterRole with an aggregationRule: those of all roles (but itself) that one of its selectors matches, by name, each once."""
+def aggregated(role: Object, roles: list[Object], seen: frozenset[str] = frozenset()) -> list[Rule]:
+    """The rules of a ClusterRole with an aggregationRule: those of all roles (but itself) that one of its selectors matches, by name, each once.
+
+    Selected roles may aggregate others themselves (admin selects edit selects view); `seen` ends what goes in circles.
+    """
+    name = role["metadata"]["name"]
+    seen |= {name}
     selectors = [_matcher(s) for s in role["aggregationRule"].get("clusterRoleSelectors") or ()]
     rules: list[Rule] = []
     for other in sorted(roles, key=lambda r: r["metadata"]["name"]):
         labels = other["metadata"].get("labels") or {}
-        if other["metadata"]["name"] != role["metadata"]["name"] and any(matches(labels) for matches in selectors):
-            rules += [rule for rule in other.get("rules") or () if rule not in rules]
+        if other["metadata"]["name"] not in seen and any(matches(labels) for matches in selectors):
+            found = aggregated(other, roles, seen) if other.get("aggregationRule") else other.get("rules") or ()
+            rules += [rule for rule in found if rule not in rules]
     return rules
 
 
@@ -214,6 +220,3 @@ def _holds(expression: dict[str, Any], labels: dict[str, str]) -> bool:
     if operator == "NotIn":
         return labels.get(key) not in values
     return (key in labels) if operator == "Exists" else (key not in labels)
-
-
-__all__ = ["CLUSTER_ROLES", "CLUSTER_ROLE_BINDINGS", "GROUP", "ROLES", "ROLE_BINDINGS", "RbacAuthorizer", "aggregated", "allows"]
