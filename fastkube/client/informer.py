@@ -141,7 +141,7 @@ class Informer:
     # --- what readers use ---
 
     def add_handler(self, on_add: OnAdd | None = None, on_update: OnUpdate | None = None, on_delete: OnAdd | None = None) -> None:
-        """Synchronous callbacks: on_add(new), on_update(old, new), on_delete(last known). What is there already is told at once."""
+        """Synchronous callbacks: on_add(new), on_update(old, new), on_delete(old), where old is what was told last. What is there already is told at once."""
         self._handlers.append((on_add, on_update, on_delete))
         if on_add is not None:
             for obj in self.store.list():
@@ -251,7 +251,7 @@ class Informer:
                 obj = self._transform(obj)
             key = key_of(obj)
             if kind == "DELETED":
-                self._deleted(key, obj)
+                self._deleted(key)
             else:
                 self._stored(key, obj)
         self.resource_version = version
@@ -265,13 +265,13 @@ class Informer:
             elif on_update is not None:
                 self._call(on_update, old, obj)
 
-    def _deleted(self, key: str, last: Object | None = None) -> None:
+    def _deleted(self, key: str) -> None:
         old = self.store.pop(key)
         if old is None:
             return
         for _, _, on_delete in self._handlers:
             if on_delete is not None:
-                self._call(on_delete, last or old)
+                self._call(on_delete, old)
 
     def _call(self, handler: Callable[..., None], *args: Object) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fastkube.api import selectors
 from fastkube.runtime import clock
 
 Object = dict[str, Any]
@@ -50,29 +51,11 @@ def owner_reference(owner: Object, api_version: str, kind: str) -> Object:
 
 
 def matcher(selector: Object | None) -> Callable[[Labels], bool]:
-    """A metav1.LabelSelector as a predicate. None selects nothing, the empty selector everything; an unknown operator selects nothing."""
-    if selector is None:
-        return lambda labels: False
-    pairs = list((selector.get("matchLabels") or {}).items())
-    tests = [_expression(e) for e in selector.get("matchExpressions") or ()]
-
-    def matches(labels: Labels) -> bool:
-        return all(labels.get(k) == v for k, v in pairs) and all(test(labels) for test in tests)
-
-    return matches
-
-
-def _expression(e: Object) -> Callable[[Labels], bool]:
-    key, operator, values = e["key"], e["operator"], set(e.get("values") or ())
-    if operator == "In":
-        return lambda labels: labels.get(key) in values
-    if operator == "NotIn":
-        return lambda labels: labels.get(key) not in values  # also when the key is absent
-    if operator == "Exists":
-        return lambda labels: key in labels
-    if operator == "DoesNotExist":
-        return lambda labels: key not in labels
-    return lambda labels: False
+    """A metav1.LabelSelector as a predicate. None selects nothing, the empty selector everything; an invalid one nothing."""
+    try:
+        return selectors.from_object(selector).matches
+    except ValueError:
+        return selectors.NOTHING.matches
 
 
 def is_subset(selector: Labels, labels: Labels) -> bool:
