@@ -178,8 +178,11 @@ def scale(deployment: Object, sets: Sequence[Object], new: Object | None) -> lis
         share = _proportion(rs, deployment, to_add, added) if to_add else 0
         sizes.append(replicas(rs) + share)
         added += share
-    if to_add:
-        sizes[0] = max(sizes[0] + to_add - added, 0)
+    left = to_add - added
+    for i, size in enumerate(sizes):
+        step = max(left, -size)
+        sizes[i] += step
+        left -= step
     return list(zip(ordered, sizes, strict=True))
 
 
