@@ -30,6 +30,7 @@ from fastkube.client.events import EventRecorder
 from fastkube.client.informer import Informer, InformerFactory, key_of
 from fastkube.client.rest import Client
 from fastkube.client.workqueue import Workqueue
+from fastkube.controllers.backends import Backends
 from fastkube.controllers.meta import Object, version
 from fastkube.controllers.podowners import PodOwners
 from fastkube.runtime import clock, logs
@@ -75,13 +76,20 @@ class Context:
         self.client_for = client_for
         self.options = options
         self.supervisor = supervisor
-        self._shared: dict[type, Any] = {}
+        self._pod_owners: PodOwners | None = None
+        self._backends: Backends | None = None
 
     def pod_owners(self) -> PodOwners:
         """The router of pod events that all workload controllers share."""
-        if PodOwners not in self._shared:
-            self._shared[PodOwners] = PodOwners(self.informers.informer("v1/pods"))
-        return self._shared[PodOwners]
+        if self._pod_owners is None:
+            self._pod_owners = PodOwners(self.informers.informer("v1/pods"))
+        return self._pod_owners
+
+    def backends(self) -> Backends:
+        """Services and the pods that they select, shared by the endpoint controllers."""
+        if self._backends is None:
+            self._backends = Backends(self.informers.informer("v1/services"), self.informers.informer("v1/pods"))
+        return self._backends
 
 
 class Controller:

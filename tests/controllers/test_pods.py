@@ -24,7 +24,9 @@ def pod(name: str, node: str = "n1", phase: str = "Running", ready: float | None
     meta: Object = {"name": name, "namespace": "ns", "uid": name, "creationTimestamp": clock.rfc3339(NOW - age)}
     if cost:
         meta["annotations"] = {victims.DELETION_COST: cost}
-    conditions = [{"type": "Ready", "status": "True", "lastTransitionTime": clock.rfc3339(NOW - ready)}] if ready is not None else [{"type": "Ready", "status": "False"}]
+    conditions = (
+        [{"type": "Ready", "status": "True", "lastTransitionTime": clock.rfc3339(NOW - ready)}] if ready is not None else [{"type": "Ready", "status": "False"}]
+    )
     status = {"phase": phase, "conditions": conditions, "containerStatuses": [{"restartCount": restarts}]}
     return {"metadata": meta, "spec": {"nodeName": node} if node else {}, "status": status}
 
@@ -71,7 +73,11 @@ def owned(name: str, owner: str, label: str, state: str) -> Object:
 
 
 pods = st.builds(
-    owned, st.sampled_from("abcd"), st.sampled_from(["", "rs1", "rs2"]), st.sampled_from("xy"), st.sampled_from(["ready", "pending", "failed", "done", "terminating"])
+    owned,
+    st.sampled_from("abcd"),
+    st.sampled_from(["", "rs1", "rs2"]),
+    st.sampled_from("xy"),
+    st.sampled_from(["ready", "pending", "failed", "done", "terminating"]),
 )
 
 

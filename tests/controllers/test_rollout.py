@@ -21,7 +21,12 @@ def deployment(replicas: int = 10, surge: Any = "25%", unavailable: Any = "25%",
 
 def replica_set(name: str, replicas: int, available: int | None = None, created: int = 0, **annotations: str) -> Object:
     return {
-        "metadata": {"name": name, "generation": 1, "creationTimestamp": f"2026-01-01T00:00:{created:02d}Z", "annotations": {k.replace("_", "-"): v for k, v in annotations.items()}},
+        "metadata": {
+            "name": name,
+            "generation": 1,
+            "creationTimestamp": f"2026-01-01T00:00:{created:02d}Z",
+            "annotations": {k.replace("_", "-"): v for k, v in annotations.items()},
+        },
         "spec": {"replicas": replicas, "template": {"spec": {"v": name}}},
         "status": {"replicas": replicas, "availableReplicas": replicas if available is None else available, "observedGeneration": 1},
     }
