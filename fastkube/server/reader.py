@@ -5,12 +5,17 @@ Objects handed out are shared: whoever wants to change one copies it first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import orjson
+
 from fastkube.api.resources import Resource
+from fastkube.server.registry.endpoint import Endpoint
+from fastkube.store.interface import Event, Store
 
 Object = dict[str, Any]
+Callback = Callable[[Object | None, Object | None], None]
 
 
 class Reader(Protocol):
@@ -27,3 +32,58 @@ class Reader(Protocol):
     def on_change(self, resource: Resource, callback: Callable[[Object | None, Object | None], None]) -> None:
         """Call `callback(new, old)` on each commit that touches `resource` (new None: deleted), in revision order, synchronously."""
         ...
+
+
+class StoreReader:
+    """The Reader over a store. `endpoint_of` gives the Endpoint of a resource."""
+
+    def __init__(self, store: Store, endpoint_of: Callable[[Resource], Endpoint]) -> None:
+        self._store = store
+        self._endpoint_of = endpoint_of
+        self._versions: dict[str, int] = {}
+        self._callbacks: dict[str, list[Callback]] = {}
+
+    def _decoded(self, endpoint: Endpoint, kv: Any) -> Object:
+        digest = endpoint.digest_of(kv)
+        obj: Object | None = digest.obj
+        if obj is None:
+            obj = digest.obj = orjson.loads(kv.value)
+        return obj
+
+    def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
+        kv = self._store.get(resource.key(namespace, name))
+        return None if kv is None else self._decoded(self._endpoint_of(resource), kv)
+
+    def list(self, resource: Resource, namespace: str | None = None) -> Iterator[Object]:
+        endpoint = self._endpoint_of(resource)
+        start, end = endpoint.range(namespace or "")
+        for kv in self._store.range(start, end).kvs:
+            yield self._decoded(endpoint, kv)
+
+    def version(self, resource: Resource) -> int:
+        """See Reader. The first question begins the counting."""
+        self._follow(resource)
+        return self._versions[resource.prefix]
+
+    def on_change(self, resource: Resource, callback: Callback) -> None:
+        self._follow(resource)
+        self._callbacks[resource.prefix].append(callback)
+
+    def _follow(self, resource: Resource) -> None:
+        prefix = resource.prefix
+        if prefix in self._versions:
+            return
+        self._versions[prefix] = self._store.revision
+        callbacks = self._callbacks[prefix] = []
+        endpoint = self._endpoint_of(resource)
+
+        def changed(events: Sequence[Event]) -> None:
+            self._versions[prefix] = events[-1].kv.mod_revision
+            if callbacks:
+                for event in events:
+                    new = None if event.deleted else self._decoded(endpoint, event.kv)
+                    old = None if event.prev is None else self._decoded(endpoint, event.prev)
+                    for callback in callbacks:
+                        callback(new, old)
+
+        self._store.watch(endpoint.prefix, endpoint.end, on_events=changed)

@@ -1,0 +1,16 @@
+from collections.abc import Callable, Iterable
+from typing import Any
+
+OPERATORS: dict[str, int]
+
+class Digest:
+    labels: dict[str, str]
+    fields: dict[str, str]
+    obj: Any
+    def __init__(self, labels: dict[str, str], fields: dict[str, str], obj: Any = None) -> None: ...
+
+class Selection:
+    def __init__(self, requirements: Iterable[tuple[bool, str, str, Iterable[str]]], digest_of: Callable[[Any], Digest]) -> None: ...
+    def matches(self, kv: Any) -> bool: ...
+    def matches_digest(self, digest: Digest) -> bool: ...
+    def filter(self, kvs: list[Any]) -> list[Any]: ...

@@ -1,0 +1,112 @@
+"""What form an answer takes: Accept and ?pretty -> `Form` (k8s.io/apiserver/pkg/endpoints/handlers/negotiation).
+
+JSON is the form that costs nothing; YAML, Table and PartialObjectMetadata are made out of the decoded object. Accept headers repeat, so what they
+ask for is remembered.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+import yaml
+
+from fastkube.api.errors import ApiError, not_acceptable, unsupported_media_type
+from fastkube.http.message import Request
+
+ACCEPTS_MAX = 1024
+JSON, YAML = "application/json", "application/yaml"
+_SERVED = f"{JSON}, {YAML}"
+_TRANSFORMS = ("Table", "PartialObjectMetadata", "PartialObjectMetadataList")
+
+
+class Form(NamedTuple):
+    media: str = JSON
+    as_: str = ""  # Table, PartialObjectMetadata, PartialObjectMetadataList; "" for the object itself
+    version: str = "v1"  # of meta.k8s.io, for as_
+    pretty: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """The stored bytes are the answer."""
+        return not self.as_ and self.media == JSON and not self.pretty
+
+
+PLAIN = Form()
+_PRETTY = Form(pretty=True)
+_known: dict[str, Form | None] = {"": PLAIN, "*/*": PLAIN, JSON: PLAIN}
+
+
+def _parse(accept: str) -> Form | None:
+    """The first clause that can be served, by quality; None when none can."""
+    clauses = []
+    for clause in accept.split(","):
+        media, *params = (part.strip() for part in clause.split(";"))
+        pairs = dict(p.split("=", 1) for p in params if "=" in p)
+        try:
+            quality = float(pairs.get("q", "1"))
+        except ValueError:
+            quality = 1.0
+        clauses.append((quality, media.lower(), pairs))
+    clauses.sort(key=lambda c: -c[0])  # stable: equal ones in the order given
+    for quality, media, pairs in clauses:
+        if quality <= 0:
+            continue
+        if media in ("*/*", "application/*", JSON):
+            media = JSON
+        elif media in (YAML, "application/x-yaml", "text/yaml"):
+            media = YAML
+        else:
+            continue
+        as_ = pairs.get("as", "")
+        if not as_:
+            return Form(media)
+        if as_ in _TRANSFORMS and pairs.get("g") == "meta.k8s.io" and pairs.get("v") in ("v1", "v1beta1"):
+            return Form(media, as_, pairs["v"])
+    return None
+
+
+def negotiate(request: Request) -> Form:
+    """ApiError 406 when no clause of Accept can be served."""
+    accept = request.headers.get("accept", "")
+    try:
+        form = _known[accept]
+    except KeyError:
+        form = _parse(accept)
+        if len(_known) < ACCEPTS_MAX:
+            _known[accept] = form
+    if form is None:
+        raise not_acceptable(f"the server was unable to respond with a content type that the client supports: only the following media types are accepted: {_SERVED}")
+    if request.raw_query and "pretty=" in request.raw_query and request.param("pretty").lower() in ("1", "true"):
+        return form._replace(pretty=True)
+    return form
+
+
+def render(obj: Any, form: Form) -> bytes:
+    if form.media == YAML:
+        return yaml.dump(obj, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=True).encode()
+    if form.pretty:
+        return orjson.dumps(obj, option=orjson.OPT_INDENT_2)
+    return orjson.dumps(obj)
+
+
+class _Dumper(yaml.CSafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def content_type(request: Request, accepted: tuple[str, ...] = (JSON, YAML)) -> str:
+    """The media type of the body; JSON when the request does not say. ApiError 415."""
+    header = request.headers.get("content-type", "")
+    media = header.partition(";")[0].strip().lower() or JSON
+    if media not in accepted:
+        raise unsupported_media_type(f"the body of the request was in an unknown format - accepted media types include: {', '.join(accepted)}")
+    return media
+
+
+def error_form(request: Request | None) -> Form:
+    """The form of a Status: as asked where it can be, JSON otherwise."""
+    try:
+        return negotiate(request)._replace(as_="") if request is not None else PLAIN
+    except ApiError:
+        return PLAIN

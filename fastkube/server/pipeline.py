@@ -1,0 +1,125 @@
+"""From a request to its answer: who asks, whether they may, what does it; and the edge where every failure becomes a Status.
+
+Laws:
+- No exception passes the edge: an ApiError is its Status, anything else is 500 with an id that stands in the log beside the traceback.
+- A request that needs no waiting is answered synchronously, without a task.
+- Nothing is looked up for a request before it is authorized, except what its path means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+
+from fastkube.api import errors
+from fastkube.api.errors import ApiError
+from fastkube.http.message import Answer, Request, Response, Upgrade
+from fastkube.runtime import clock, entropy, logs
+from fastkube.server import authz, routing
+from fastkube.server.authn import impersonation
+from fastkube.server.handlers.negotiation import JSON, error_form, render
+from fastkube.server.metrics import Metrics
+from fastkube.server.request import RequestInfo
+
+log = logs.get("apiserver")
+
+Dispatch = Callable[[Request], "Answer | Awaitable[Answer]"]
+_HTTP_REASONS = {400: "BadRequest", 408: "Timeout", 413: "RequestEntityTooLarge", 414: "RequestURITooLong", 431: "RequestHeaderFieldsTooLarge"}
+
+
+class Pipeline:
+    """The handler of the HTTP server. `request.user` is set beforehand only by a transport in this process, which answers for it."""
+
+    def __init__(self, served: routing.Resources, authenticator: Any, authorizer: Any, dispatch: Dispatch, metrics: Metrics) -> None:
+        self._served = served
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+        self._dispatch = dispatch
+        self._metrics = metrics
+        self._audit_prefix = entropy.uid()[:24].encode()
+        self._audit_count = entropy.generator().getrandbits(40)
+
+    def __call__(self, request: Request) -> Answer | Awaitable[Answer]:
+        started = clock.monotonic()
+        try:
+            answer = self._handle(request)
+        except Exception as e:
+            return self._done(request, self.failure(request, e), started)
+        if isinstance(answer, (Response, Upgrade)):
+            return self._done(request, answer, started)
+        return self._later(request, answer, started)
+
+    def _handle(self, request: Request) -> Answer | Awaitable[Answer]:
+        info = request.info = routing.parse(request, self._served)
+        if request.user is None:
+            user = self._authenticator.authenticate(request)
+            if "impersonate-user" in request.headers or "impersonate-group" in request.headers:
+                user = impersonation.apply(request.headers, user, self._authorizer)
+            request.user = user
+        decision = self._authorizer.authorize(request.user, info)
+        if not decision.allowed:
+            raise authz.forbidden(request.user, info, decision.reason)
+        return self._dispatch(request)
+
+    async def _later(self, request: Request, work: Awaitable[Answer], started: float) -> Answer:
+        try:
+            answer = await work
+        except Exception as e:
+            answer = self.failure(request, e)
+        return self._done(request, answer, started)
+
+    def _done(self, request: Request, answer: Answer, started: float) -> Answer:
+        if isinstance(answer, Response):
+            given = request.headers.get("audit-id")
+            if given is None:
+                self._audit_count += 1
+                answer.raw_headers += b"Audit-Id: %b%012x\r\nCache-Control: no-cache, private\r\n" % (self._audit_prefix, self._audit_count & 0xFFFFFFFFFFFF)
+            else:
+                answer.raw_headers += b"Audit-Id: %b\r\nCache-Control: no-cache, private\r\n" % _printable(given[:64])
+            code = answer.status
+        else:
+            code = 101
+        info: RequestInfo | None = request.info
+        if info is not None:
+            self._count(info, code, clock.monotonic() - started)
+        return answer
+
+    def _count(self, info: RequestInfo, code: int, seconds: float) -> None:
+        verb = info.verb.upper() if info.is_resource else "GET" if info.verb in ("get", "head") else "OTHER"
+        if info.spec is None and info.is_resource:
+            labels = ("apiserver", "", "", "", "", verb, "")
+        else:
+            scope = "" if not info.is_resource else "resource" if info.name else "namespace" if info.namespace else "cluster"
+            labels = ("apiserver", info.group, info.resource, scope, info.subresource if info.spec and info.subresource in info.spec.subresources else "", verb, info.version)
+        self._metrics.requests.add((str(code), labels[0], "", *labels[1:]))
+        if info.verb != "watch":
+            self._metrics.durations.observe(labels, seconds)
+
+    # ---- the edge
+
+    def failure(self, request: Request | None, error: BaseException) -> Response:
+        if isinstance(error, ApiError):
+            return self.status(request, error)
+        incident = entropy.uid()
+        log.error("a request failed", incident=incident, method=request.method if request else "", path=request.path if request else "", exc_info=error)
+        return self.status(request, errors.internal(f"the request could not be carried out; the server's log has it as incident {incident}"))
+
+    def status(self, request: Request | None, error: ApiError) -> Response:
+        """The Status of a failure, as an answer."""
+        form = error_form(request)
+        body = orjson.dumps(error.status()) + b"\n" if form.media == JSON and not form.pretty else render(error.status(), form)
+        return Response(error.code, body, form.media, error.headers)
+
+    def on_error(self, request: Request | None, status: int, message: str, error: BaseException | None) -> Response:
+        """What the HTTP server could not make a request of, or could not finish (fastkube.http.server.ErrorAnswer)."""
+        if error is not None:
+            return self.failure(request, error)
+        return self.status(request, ApiError(status, _HTTP_REASONS.get(status, "BadRequest"), message))
+
+
+def _printable(text: str) -> bytes:
+    return "".join(c for c in text if c.isalnum() or c in "-_.").encode("ascii", "ignore")
+
+
