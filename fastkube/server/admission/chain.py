@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastkube.api.resources import Resource
-from fastkube.server.admission import pods, storage
+from fastkube.runtime.tasks import Supervisor
+from fastkube.server.admission import nodes, pods, security, storage
+from fastkube.server.admission.certificates import CertificateApproval, CertificateSigning, CertificateSubjectRestriction
+from fastkube.server.admission.limits import LimitRanger
 from fastkube.server.admission.namespaces import NamespaceLifecycle
 from fastkube.server.admission.plugin import Plugin, Step
+from fastkube.server.admission.quota import ResourceQuota
+from fastkube.server.admission.rbac import RbacEscalation
 from fastkube.server.admission.serviceaccounts import ServiceAccount
 from fastkube.server.authz import Authorizer
 from fastkube.server.reader import Reader
@@ -43,6 +48,12 @@ class Chain:
             if answer is not None:
                 await answer
 
+    def start(self, supervisor: Supervisor) -> None:
+        """Start the tasks that plugins need (what they tell of later: a quota's status)."""
+        for plugin in self.plugins:
+            if plugin.run is not None:
+                supervisor.start(plugin.name, plugin.run)
+
     def _plan(self, attributes: AdmissionAttributes) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
         key = (attributes.operation, attributes.resource, attributes.subresource)
         plan = self._plans.get(key)
@@ -58,15 +69,24 @@ def build(config: Config, reader: Reader, writer: Writer, authorizer: Authorizer
     """The default plugins and `extra` ones (of entry points), the latter before quota. Raises ValueError when a name is unknown."""
     ordered: list[Plugin] = [
         NamespaceLifecycle(reader),
+        LimitRanger(reader),
         ServiceAccount(reader),
+        nodes.NodeRestriction(reader, authorizer),
+        nodes.TaintNodesByCondition(),
+        security.PodSecurity(reader),
         pods.Priority(reader),
         pods.DefaultTolerationSeconds(),
         storage.DefaultStorageClass(reader),
         storage.StorageObjectInUseProtection(),
         storage.PersistentVolumeClaimResize(reader),
         pods.RuntimeClass(reader),
+        CertificateApproval(reader, authorizer),
+        CertificateSigning(reader, authorizer),
+        CertificateSubjectRestriction(),
         storage.DefaultIngressClass(reader),
+        RbacEscalation(reader, authorizer),
         *extra,
+        ResourceQuota(reader, writer),
     ]
     known = {p.name for p in ordered}
     for name in (*config.enable, *config.disable):

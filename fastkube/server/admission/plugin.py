@@ -22,6 +22,7 @@ class Plugin:
     name: ClassVar[str] = ""
     admit: Any = None
     validate: Any = None
+    run: Any = None  # a task body, when the plugin has work of its own
 
     def handles(self, operation: str, resource: Resource, subresource: str) -> bool:
         """Whether this plugin has a part in such writes; asked once per combination."""
