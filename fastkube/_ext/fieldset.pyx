@@ -53,6 +53,11 @@ cdef Form form_of(Node node, object value):
     return LEAF
 
 
+def form(Node node, value):
+    """How a value is owned and merged: "leaf", "fields" (by name), "keyed" (items by key) or "set" (items by value)."""
+    return ("leaf", "fields", "keyed", "set")[<int>form_of(node, value)]
+
+
 cdef inline str field_name(object key, bint named):
     cdef PyObject* known
     if named:
@@ -120,7 +125,7 @@ cdef inline Node child_of(Node node, dict fields, object key):
 
 # What an object holds: the set of an applied configuration.
 
-cdef dict fields_of(Node node, dict value, frozenset skip):
+cdef dict fields_of(Node node, dict value, frozenset skip, bint strict):
     cdef dict out = {}
     cdef dict fields = None if node is None else node.properties
     cdef dict inner
@@ -143,7 +148,7 @@ cdef dict fields_of(Node node, dict value, frozenset skip):
         if form == LEAF:
             inner = MEMBER
         else:
-            inner = fields_of(child, <dict>item, None) if form == FIELDS else items_of(child, <list>item)
+            inner = fields_of(child, <dict>item, None, strict) if form == FIELDS else items_of(child, <list>item, strict)
             if not inner:
                 if named:
                     continue
@@ -153,29 +158,29 @@ cdef dict fields_of(Node node, dict value, frozenset skip):
     return out
 
 
-cdef dict items_of(Node node, list value):
+cdef dict items_of(Node node, list value, bint strict):
     cdef dict out = {}
     cdef dict inner
     for item in value:
         name = item_name(node, item)
-        if name in out:
+        if strict and name in out:
             raise ValueError(f"duplicate entries for key {printed(name)}")
         inner = MEMBER
         if isinstance(item, dict) and node.list_type == "map" and form_of(node.items, item) == FIELDS:
-            inner = fields_of(node.items, <dict>item, None)
+            inner = fields_of(node.items, <dict>item, None, strict)
             if inner:
                 inner["."] = MEMBER
         out[name] = inner
     return out
 
 
-def of(dict obj not None, Node node):
-    """The set of fields that `obj`, a configuration to apply, holds. ValueError for a list map with missing or doubled keys."""
-    cdef dict out = fields_of(node, obj, ROOT_UNOWNED | {"metadata"})
+def of(dict obj not None, Node node, bint strict=True):
+    """The set of fields that `obj`, a configuration to apply, holds. ValueError for a list map whose items lack their keys or, when `strict`, share them."""
+    cdef dict out = fields_of(node, obj, ROOT_UNOWNED | {"metadata"}, strict)
     cdef dict fields = None if node is None else node.properties
     meta = obj.get("metadata")
     if isinstance(meta, dict):
-        inner = fields_of(child_of(node, fields, "metadata"), <dict>meta, METADATA_UNOWNED)
+        inner = fields_of(child_of(node, fields, "metadata"), <dict>meta, METADATA_UNOWNED, strict)
         if inner:
             out["f:metadata"] = inner
     return out

@@ -113,7 +113,7 @@ def update(
     if not entries:
         return [_entry(Manager(manager, operation, api_version, subresource), Owned(changed, api_version, time))] if changed else []
     managers = decode(entries)
-    managers = disown(managers, fieldset.union(changed, removed), api_version, _others(old or {}, new, managers, api_version, at_version))
+    managers = disown(managers, fieldset.union(changed, removed), api_version, elsewhere(old or {}, new, managers, api_version, at_version))
     if changed:
         me = Manager(manager, operation, api_version, subresource)
         mine = managers.get(me)
@@ -139,7 +139,7 @@ def disown(managers: Managers, taken: Set, version: str, elsewhere: dict[str, Se
     return left
 
 
-def _others(old: Object, new: Object, managers: Managers, version: str, at_version: AtVersion | None) -> dict[str, Set | None]:
+def elsewhere(old: Object, new: Object, managers: Managers, version: str, at_version: AtVersion | None) -> dict[str, Set | None]:
     """What differs between `old` and `new`, for each other API version that a manager speaks. Without `at_version` all versions are alike."""
     out: dict[str, Set | None] = {}
     if at_version is None:
