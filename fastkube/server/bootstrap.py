@@ -134,7 +134,7 @@ def rbac_objects() -> tuple[tuple[Resource, Object], ...]:
 
 
 def _own_rbac() -> list[Object]:
-    """The DNS server's role (as CoreDNS's manifest has it) and what lets the API server speak to node agents."""
+    """The DNS server's roles (as CoreDNS's manifest has it, and to publish its own Service) and what lets the API server speak to node agents."""
     lists = {"apiGroups": [""], "resources": ["endpoints", "services", "pods", "namespaces"], "verbs": ["list", "watch"]}
     slices = {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]}
     version, annotations = f"{GROUP}/v1", {AUTOUPDATE: "true"}
@@ -143,6 +143,18 @@ def _own_rbac() -> list[Object]:
         {
             "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": "system:coredns", "annotations": dict(annotations)},
             "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "system:coredns"},
+            "subjects": [{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}],
+        },
+        {
+            "apiVersion": version, "kind": "Role", "metadata": {"name": "fastkube:dns-publisher", "namespace": "kube-system", "annotations": dict(annotations)},
+            "rules": [
+                {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "create", "update"]},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "create", "update"]},
+            ],
+        },
+        {
+            "apiVersion": version, "kind": "RoleBinding", "metadata": {"name": "fastkube:dns-publisher", "namespace": "kube-system", "annotations": dict(annotations)},
+            "roleRef": {"apiGroup": GROUP, "kind": "Role", "name": "fastkube:dns-publisher"},
             "subjects": [{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}],
         },
         {
