@@ -283,9 +283,13 @@ class Informer:
 class InformerFactory:
     """One shared informer per resource (and per namespace and selectors), however many controllers ask for it."""
 
-    def __init__(self, client: Client, *, transforms: dict[str, Callable[[Object], Object]] | None = None) -> None:
+    def __init__(
+        self, client: Client, *, transforms: dict[str, Callable[[Object], Object]] | None = None, default: Callable[[Object], Object] | None = None
+    ) -> None:
+        """`transforms` by resource name ("v1/pods"), `default` for all others."""
         self.client = client
         self._transforms = transforms or {}
+        self._default = default
         self._informers: dict[tuple[str, str | None, str, str], Informer] = {}
         self._started: set[tuple[str, str | None, str, str]] = set()
         self._supervisor: Supervisor | None = None
@@ -295,7 +299,9 @@ class InformerFactory:
         resource = resolve(resource)
         key = (str(resource), namespace, labels, fields)
         if key not in self._informers:
-            self._informers[key] = Informer(self.client, resource, namespace, labels=labels, fields=fields, transform=self._transforms.get(str(resource)))
+            self._informers[key] = Informer(
+                self.client, resource, namespace, labels=labels, fields=fields, transform=self._transforms.get(str(resource), self._default)
+            )
             if self._supervisor is not None:
                 self.start(self._supervisor)
         return self._informers[key]

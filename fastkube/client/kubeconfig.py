@@ -30,14 +30,14 @@ def load(path: str | Path, context: str | None = None, *, user_agent: str = "") 
     return Client(transport(path, context, user_agent=user_agent))
 
 
-def transport(path: str | Path, context: str | None = None, *, user_agent: str = "", **credentials: Any) -> HttpTransport:
-    """As `load`, but just the transport. `credentials` (token=, token_file=) replace those of the file's user."""
+def transport(path: str | Path, context: str | None = None, *, user_agent: str = "", anonymous: bool = False) -> HttpTransport:
+    """As `load`, but just the transport; `anonymous`: to the same server, without the credentials of the file's user."""
     path = Path(path)
     config = _read(path)
     name = context or config.get("current-context") or ""
     chosen = _entry(path, config, "contexts", name, "context")
     cluster = _entry(path, config, "clusters", chosen.get("cluster", ""), "cluster")
-    user = _entry(path, config, "users", chosen["user"], "user") if chosen.get("user") and not credentials else {}
+    user = _entry(path, config, "users", chosen["user"], "user") if chosen.get("user") and not anonymous else {}
     server = cluster.get("server")
     if not server:
         raise KubeconfigError(f"{path}: cluster {chosen.get('cluster')!r} has no server")
@@ -52,7 +52,8 @@ def transport(path: str | Path, context: str | None = None, *, user_agent: str =
             insecure_skip_tls_verify=bool(cluster.get("insecure-skip-tls-verify")),
             server_hostname=cluster.get("tls-server-name"),
             user_agent=user_agent,
-            **(credentials or {"token": user.get("token", ""), "token_file": _beside(path, user.get("tokenFile"))}),
+            token=user.get("token", ""),
+            token_file=_beside(path, user.get("tokenFile")),
         )
     except ValueError as e:
         raise KubeconfigError(f"{path}: {e}") from e

@@ -15,7 +15,7 @@ import asyncio
 import inspect
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -230,6 +230,26 @@ class _HttpStream:
 
     async def close(self) -> None:
         self._response.close()
+
+
+class BearerTransport:
+    """Another transport with a bearer token of one's own; `token()` is asked before each request and caches what it gives."""
+
+    def __init__(self, transport: Transport, token: Callable[[], Awaitable[str]]) -> None:
+        self._transport = transport
+        self._token = token
+
+    async def _headers(self, headers: Mapping[str, str] | None) -> Mapping[str, str]:
+        return {**(headers or {}), "Authorization": f"Bearer {await self._token()}"}
+
+    async def request(self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Answer:
+        return await self._transport.request(method, target, body, await self._headers(headers))
+
+    async def stream(self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Stream:
+        return await self._transport.stream(method, target, body, await self._headers(headers))
+
+    async def close(self) -> None:
+        """The connections belong to the transport beneath."""
 
 
 class InProcessTransport:

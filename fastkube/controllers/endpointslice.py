@@ -109,7 +109,8 @@ class EndpointSliceController(Controller):
         service = self.services.by_key(key)
         state = self._states.setdefault(key, _Service())
         if service is None or deleting(service):
-            return await self._forget(key)
+            await self._forget(key)
+            return None
         if not service["spec"].get("selector") or service["spec"].get("type") == "ExternalName":
             return None  # its endpoints, if any, are somebody else's
         if state.layout is None:
