@@ -3,7 +3,7 @@
 What it guarantees: a read at any revision from `compacted` to `visible` sees exactly what stood then; `head` may be ahead of
 `visible` by writes that are evaluated but not yet on disk, and no read but `newest` sees those. Three views of the same versions:
 
-- a dict from key to `Entry`, whose `newest` version links to older ones (a point read is one lookup and, mostly, no step);
+- dicts from key to `Entry`, whose `newest` version links to older ones (a point read is one lookup and, mostly, no step);
 - sorted blocks of up to 128 entries (a range is two binary searches and a walk over arrays); each block's number of live keys stands in an
   array of its own, so that counting a prefix adds up integers;
 - the log: a ring of Events in revision order, which feeds watches and tells compaction what to drop.
@@ -15,7 +15,8 @@ back to them.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItem
+from cpython.dict cimport PyDict_GetItem, PyDict_SetItem
+from cpython.object cimport PyObject_Hash
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
 from libc.stdio cimport snprintf
@@ -117,27 +118,56 @@ cdef class Tree:
         self.future_error = future_error
         self.head = self.visible = 1
         self.compacted = 0
-        self.entries = {}
         self.blocks_cap = 16
         self.blocks = <Block**> malloc(self.blocks_cap * sizeof(Block*))
         self.live = <int32_t*> malloc(self.blocks_cap * sizeof(int32_t))
-        self.log_mask = 1023
-        self.log = <PyObject**> malloc((self.log_mask + 1) * sizeof(PyObject*))
-        if self.blocks == NULL or self.live == NULL or self.log == NULL:
+        self.chunks_mask = 15
+        self.chunks = <PyObject***> calloc(self.chunks_mask + 1, sizeof(PyObject**))
+        if self.blocks == NULL or self.live == NULL or self.chunks == NULL:
             raise MemoryError()
+        cdef dict shard
+        for i in range(SHARDS):
+            shard = {}
+            Py_INCREF(shard)
+            self.shards[i] = <PyObject*> shard
 
     def __dealloc__(self):
         cdef int64_t i
         # Cut the chains first: freeing a long one from its newest end would recurse once per version.
         for i in range(self.log_start, self.log_end):
-            (<Event> self.log[i & self.log_mask]).kv.older = None
+            (<Event> event_at(self, i)).kv.older = None
         for i in range(self.log_start, self.log_end):
-            Py_DECREF(<Event> self.log[i & self.log_mask])
+            Py_DECREF(<Event> event_at(self, i))
+        if self.chunks != NULL:
+            for i in range(self.chunks_mask + 1):
+                free(self.chunks[i])
+        for i in range(SHARDS):
+            if self.shards[i] != NULL:
+                Py_DECREF(<object> self.shards[i])
         for i in range(self.blocks_n):
             free(self.blocks[i])
         free(self.blocks)
         free(self.live)
-        free(self.log)
+        free(self.chunks)
+
+    # The keys by name
+
+    cdef PyObject* _find(self, bytes key) noexcept:
+        """The Entry of a key (borrowed) or NULL."""
+        return PyDict_GetItem(<dict> self.shards[(PyObject_Hash(key) >> 40) & (SHARDS - 1)], key)
+
+    cdef int _add(self, Entry entry) except -1:
+        self._insert(entry)
+        PyDict_SetItem(<dict> self.shards[(PyObject_Hash(entry.key) >> 40) & (SHARDS - 1)], entry.key, entry)
+        self.keys_n += 1
+        return 0
+
+    cdef int _discard(self, bytes key) except -1:
+        """Take a key, none of whose versions are live, out."""
+        self._remove(key)
+        del (<dict> self.shards[(PyObject_Hash(key) >> 40) & (SHARDS - 1)])[key]
+        self.keys_n -= 1
+        return 0
 
     # The sorted blocks
 
@@ -241,7 +271,6 @@ cdef class Tree:
         return 0
 
     cdef void _remove(self, bytes key) noexcept:
-        """Take a key, none of whose versions are live, out of the blocks."""
         cdef Cursor at
         self._locate(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &at)
         cdef Block* block = self.blocks[at.block]
@@ -288,7 +317,7 @@ cdef class Tree:
             if self.visible_at - since <= (high.block - low.block) * (BLOCK // 2):
                 n = self._count(low, high)
                 for i in range(since, self.visible_at):
-                    event = <Event> self.log[i & self.log_mask]
+                    event = <Event> event_at(self, i)
                     if (event.deleted or event.prev is None) and in_range(event.kv.key, key, end):
                         n += 1 if event.deleted else -1
                 return n
@@ -301,30 +330,40 @@ cdef class Tree:
     # The log
 
     cdef int _append(self, Event event) except -1:
-        cdef PyObject** grown
-        cdef int64_t i, mask
-        if self.log_end - self.log_start > self.log_mask:
-            mask = 2 * self.log_mask + 1
-            grown = <PyObject**> malloc((mask + 1) * sizeof(PyObject*))
+        cdef int64_t first = self.log_start // CHUNK, chunk = self.log_end // CHUNK, i, mask
+        cdef PyObject*** grown
+        if chunk - first > self.chunks_mask:
+            mask = 2 * self.chunks_mask + 1
+            grown = <PyObject***> calloc(mask + 1, sizeof(PyObject**))
             if grown == NULL:
                 raise MemoryError()
-            for i in range(self.log_start, self.log_end):
-                grown[i & mask] = self.log[i & self.log_mask]
-            free(self.log)
-            self.log = grown
-            self.log_mask = mask
+            for i in range(first, chunk):
+                grown[i & mask] = self.chunks[i & self.chunks_mask]
+            free(self.chunks)
+            self.chunks = grown
+            self.chunks_mask = mask
+        if self.chunks[chunk & self.chunks_mask] == NULL:
+            self.chunks[chunk & self.chunks_mask] = <PyObject**> malloc(CHUNK * sizeof(PyObject*))
+            if self.chunks[chunk & self.chunks_mask] == NULL:
+                raise MemoryError()
         Py_INCREF(event)
-        self.log[self.log_end & self.log_mask] = <PyObject*> event
+        slot(self, self.log_end)[0] = <PyObject*> event
         self.log_end += 1
         self.history_bytes += EVENT_BYTES
         return 0
+
+    cdef void _free_chunk(self, int64_t position) noexcept:
+        """Give the piece of the log back that ends before `position`."""
+        cdef int64_t i = (position // CHUNK - 1) & self.chunks_mask
+        free(self.chunks[i])
+        self.chunks[i] = NULL
 
     cdef int64_t _position(self, int64_t revision) noexcept:
         """Where in the log the first event with at least `revision` stands."""
         cdef int64_t low = self.log_start, high = self.log_end, mid
         while low < high:
             mid = (low + high) >> 1
-            if (<Event> self.log[mid & self.log_mask]).kv.mod_revision < revision:
+            if (<Event> event_at(self, mid)).kv.mod_revision < revision:
                 low = mid + 1
             else:
                 high = mid
@@ -337,7 +376,7 @@ cdef class Tree:
         """The event at a log position between `log_start` and `log_end`."""
         if not self.log_start <= position < self.log_end:
             raise IndexError(position)
-        return <Event> self.log[position & self.log_mask]
+        return <Event> event_at(self, position)
 
     # Writes
 
@@ -346,7 +385,7 @@ cdef class Tree:
 
         None, and nothing done, when `expect` (>= 0) is not the key's mod_revision (0: the key must not exist).
         """
-        cdef PyObject* found = PyDict_GetItem(self.entries, key)
+        cdef PyObject* found = self._find(key)
         cdef Entry entry
         cdef KeyValue prev = None, kv
         if found != NULL:
@@ -373,8 +412,7 @@ cdef class Tree:
             entry = Entry.__new__(Entry)
             entry.key = key
             entry.newest = kv
-            self._insert(entry)
-            self.entries[key] = entry
+            self._add(entry)
         else:
             kv.older = entry.newest
             self.history_bytes += size_of(entry.newest)
@@ -390,7 +428,7 @@ cdef class Tree:
 
     cpdef Event delete(self, bytes key, int64_t revision):
         """Delete at the head, as part of `revision`. None, and nothing done, when the key does not exist."""
-        cdef PyObject* found = PyDict_GetItem(self.entries, key)
+        cdef PyObject* found = self._find(key)
         if found == NULL or (<Entry> found).newest.version == 0:
             return None
         cdef Entry entry = <Entry> found
@@ -412,7 +450,7 @@ cdef class Tree:
 
     def newest(self, bytes key):
         """What stands at the head: for the evaluation of writes only."""
-        cdef PyObject* found = PyDict_GetItem(self.entries, key)
+        cdef PyObject* found = self._find(key)
         if found == NULL or (<Entry> found).newest.version == 0:
             return None
         return (<Entry> found).newest
@@ -424,7 +462,7 @@ cdef class Tree:
         cdef int64_t i
         self.visible = revision
         while self.visible_at < self.log_end:
-            event = <Event> self.log[self.visible_at & self.log_mask]
+            event = <Event> event_at(self, self.visible_at)
             if event.kv.mod_revision > revision:
                 break
             if event.deleted or event.prev is None:
@@ -432,7 +470,7 @@ cdef class Tree:
                 self.live[at.block] += -1 if event.deleted else 1
             i = self.visible_at - EVENT_ATTRS_MAX
             if i >= self.log_start:
-                (<Event> self.log[i & self.log_mask]).attrs = None
+                (<Event> event_at(self, i)).attrs = None
             self.visible_at += 1
 
     def rollback(self):
@@ -442,18 +480,17 @@ cdef class Tree:
         cdef Entry entry
         while self.log_end > self.visible_at:
             self.log_end -= 1
-            event = <Event> self.log[self.log_end & self.log_mask]
+            event = <Event> event_at(self, self.log_end)
             taken.append(event)
             Py_DECREF(event)
             self.history_bytes -= EVENT_BYTES
-            entry = self.entries[event.kv.key]
+            entry = <Entry> self._find(event.kv.key)
             if not event.deleted:
                 self.live_bytes -= size_of(event.kv)
             if event.prev is not None:
                 self.live_bytes += size_of(event.prev)
             if event.kv.older is None:
-                self._remove(entry.key)
-                del self.entries[entry.key]
+                self._discard(entry.key)
             else:
                 self.history_bytes -= size_of(event.kv.older)
                 entry.newest = event.kv.older
@@ -478,7 +515,7 @@ cdef class Tree:
             revision = self._check(revision)
         else:
             revision = self.visible
-        found = PyDict_GetItem(self.entries, key)
+        found = self._find(key)
         if found == NULL:
             return None
         found = version_at(found, revision)
@@ -487,7 +524,7 @@ cdef class Tree:
     def range(self, bytes key not None, bytes end not None, int64_t revision=0, Py_ssize_t limit=0, bint count_only=False, bint head=False):
         """-> (KeyValues of [key, end) in order, how many keys the whole range holds, the revision read at)."""
         cdef Cursor low, high
-        cdef Py_ssize_t b, count = -1, left = limit if limit > 0 else self.log_mask + (1 << 60)
+        cdef Py_ssize_t b, count, left = limit if limit > 0 else FOREVER
         cdef int i, stop
         cdef PyObject* kv
         cdef Block* block
@@ -532,7 +569,7 @@ cdef class Tree:
         if revision > self.compacted:
             revision = self.compacted
         while self.prune_at < self.visible_at:
-            event = <Event> self.log[self.prune_at & self.log_mask]
+            event = <Event> event_at(self, self.prune_at)
             kv = event.kv
             if kv.mod_revision > revision:
                 break
@@ -543,16 +580,17 @@ cdef class Tree:
             if kv.older is not None:
                 self.history_bytes -= size_of(kv.older)
                 kv.older = None
-            if event.deleted and (<Entry> PyDict_GetItem(self.entries, kv.key)).newest is kv:
-                self._remove(kv.key)
-                del self.entries[kv.key]
+            if event.deleted and (<Entry> self._find(kv.key)).newest is kv:
+                self._discard(kv.key)
         while self.log_start < self.prune_at:
-            event = <Event> self.log[self.log_start & self.log_mask]
+            event = <Event> event_at(self, self.log_start)
             if event.kv.mod_revision >= revision:
                 break  # a watch may still start at the compacted revision itself
             Py_DECREF(event)
             self.log_start += 1
             self.history_bytes -= EVENT_BYTES
+            if self.log_start % CHUNK == 0:
+                self._free_chunk(self.log_start)
         return True
 
     # Snapshots
@@ -624,7 +662,10 @@ cdef class Tree:
         cdef Entry entry
         cdef KeyValue kv
         cdef Event event
+        cdef bytes last = None
         cdef int n = 0
+        if self.blocks_n:
+            last = (<Entry> self.blocks[self.blocks_n - 1].entries[self.blocks[self.blocks_n - 1].n - 1]).key
         while at < size:
             if size - at < DUMP_HEADER:
                 raise ValueError("a key's header is cut")
@@ -640,15 +681,14 @@ cdef class Tree:
             memcpy(&kv.mod_revision, p + 16, 8)
             memcpy(&kv.version, p + 24, 8)
             memcpy(&kv.lease, p + 32, 8)
-            if kv.key in self.entries:
-                raise ValueError(f"key {kv.key!r} stands there twice")
+            if last is not None and compare(last, PyBytes_AS_STRING(kv.key), kn) >= 0:
+                raise ValueError(f"key {kv.key!r} is out of order")
+            last = kv.key
             entry = Entry.__new__(Entry)
             entry.key = kv.key
             entry.newest = kv
-            self._insert(entry)
-            self.entries[kv.key] = entry
-            self._locate(PyBytes_AS_STRING(kv.key), kn, &self._at)
-            self.live[self._at.block] += 1
+            self._add(entry)
+            self.live[self.blocks_n - 1] += 1
             self.live_bytes += size_of(kv)
             if kv.mod_revision == revision:
                 event = Event.__new__(Event)
@@ -665,9 +705,17 @@ cdef class Tree:
 
     def leased(self):
         """Every key that hangs on a lease at the head, as (lease, key): for recovery."""
+        cdef list found = []
         cdef Entry entry
-        return [(entry.newest.lease, entry.key) for entry in self.entries.values() if entry.newest.lease]
+        cdef Py_ssize_t b
+        cdef int i
+        for b in range(self.blocks_n):
+            for i in range(self.blocks[b].n):
+                entry = <Entry> self.blocks[b].entries[i]
+                if entry.newest.lease:
+                    found.append((entry.newest.lease, entry.key))
+        return found
 
     def __len__(self):
         """Keys that have any version in history."""
-        return len(self.entries)
+        return self.keys_n

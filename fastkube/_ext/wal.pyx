@@ -21,7 +21,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 from posix.unistd cimport ftruncate, lseek, write
 
-from fastkube._ext.tree cimport Event, KeyValue, Tree
+from fastkube._ext.tree cimport Event, KeyValue, Tree, event_at
 
 cdef extern from "unistd.h" nogil:
     int fdatasync(int fd)
@@ -208,7 +208,7 @@ cdef class Journal:
         cdef int64_t revision = tree.head
         cdef uint32_t kn, vn
         for i in range(self._recorded, tree.log_end):
-            kv = (<Event> tree.log[i & tree.log_mask]).kv
+            kv = (<Event> event_at(tree, i)).kv
             n += OPERATION_HEADER + PyBytes_GET_SIZE(kv.key) + PyBytes_GET_SIZE(kv.value)
         p = self._reserve(FRAME_HEADER + n)
         (<uint32_t*> p)[0] = <uint32_t> n
@@ -218,7 +218,7 @@ cdef class Journal:
         memcpy(p + 9, &operations, 4)
         p += 13
         for i in range(self._recorded, tree.log_end):
-            event = <Event> tree.log[i & tree.log_mask]
+            event = <Event> event_at(tree, i)
             kv = event.kv
             kn = <uint32_t> PyBytes_GET_SIZE(kv.key)
             vn = <uint32_t> PyBytes_GET_SIZE(kv.value)

@@ -11,7 +11,7 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
-from fastkube._ext.tree cimport Event, KeyValue, Tree, in_range
+from fastkube._ext.tree cimport Event, KeyValue, Tree, event_at, in_range
 
 
 @cython.final
@@ -104,7 +104,7 @@ cdef class Hub:
         if self.count == 0:
             return
         for at in range(start, end):
-            event = <Event> tree.log[at & tree.log_mask]
+            event = <Event> event_at(tree, at)
             key = event.kv.key
             if self.exact:
                 found = PyDict_GetItem(self.exact, key)
@@ -154,7 +154,7 @@ cdef class Hub:
         cdef Event event
         cdef int64_t at = s.position, revision = -1
         while at < tree.visible_at:
-            event = <Event> tree.log[at & tree.log_mask]
+            event = <Event> event_at(tree, at)
             if limit <= 0 and event.kv.mod_revision != revision:
                 break
             revision = event.kv.mod_revision

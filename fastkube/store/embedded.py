@@ -55,7 +55,8 @@ QUOTA_BYTES_DEFAULT = 8 << 30  # of all versions in memory
 HOUSEKEEPING_SECONDS = 1.0
 MARK_SECONDS = 10.0  # between notes of which revision was visible when
 MARKS_MAX = 10_000
-SLICE_EVENTS = 2000  # of history, looked at or freed in one turn of the loop
+SLICE_SECONDS = 0.001  # of one turn of the loop that work in the background takes
+SLICE_EVENTS = 200  # of history, between two looks at the clock
 LEASE_KEYS_PER_REVISION_MAX = 1000  # a lease with more keys is revoked in several revisions
 EXPIRIES_PER_TURN_MAX = 100
 SNAPSHOT_OBSOLETE_BYTES_MIN = 64 << 20  # of log that only reads below the compacted revision need
@@ -466,33 +467,34 @@ class EmbeddedStore:
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Feed watchers from history, a slice a turn; those that reach the present go live in the same instant."""
+        """Feed watchers from history, about a millisecond a turn; those that reach the present go live in the same instant."""
         self._pumping = False
         behind, self._behind = self._behind, []
-        budget = SLICE_EVENTS
-        for subscription in behind:
-            if subscription.closed:
-                continue
-            if budget <= 0:
-                self._behind.append(subscription)
-                continue
-            if subscription.position < self._tree.log_start:
-                self._watches[subscription].end(Compacted(self._tree.compacted))
-                continue
-            before = subscription.position
-            batch = self._hub.history(self._tree, subscription, budget)
-            budget -= subscription.position - before + 1
-            if subscription.position == self._tree.visible_at:
-                self._hub.add(subscription)
-            else:
-                self._behind.append(subscription)
-            if batch:
-                try:
-                    subscription.on_events(batch)
-                except Exception:
-                    self._callback_raised(subscription)
+        until = clock.monotonic() + SLICE_SECONDS
+        for at, subscription in enumerate(behind):
+            while not subscription.closed and not subscription.live:
+                if clock.monotonic() > until:
+                    self._behind += behind[at:]
+                    self._pump_soon()
+                    return
+                self._catch_up(subscription)
         if self._behind:
             self._pump_soon()
+
+    def _catch_up(self, subscription: Subscription) -> None:
+        """One slice of history for one watcher."""
+        tree = self._tree
+        if subscription.position < tree.log_start:
+            self._watches[subscription].end(Compacted(tree.compacted))
+            return
+        batch = self._hub.history(tree, subscription, SLICE_EVENTS)
+        if subscription.position == tree.visible_at:
+            self._hub.add(subscription)
+        if batch:
+            try:
+                subscription.on_events(batch)
+            except Exception:
+                self._callback_raised(subscription)
 
     # Leases
 
@@ -560,18 +562,19 @@ class EmbeddedStore:
             self._loop.call_soon(self._trim)
 
     def _trim(self) -> None:
-        """Free a slice of what nobody may read any more; by and by all of it."""
+        """Free what nobody may read any more, about a millisecond's worth a turn."""
         tree = self._tree
         self._trimming = False
-        over = tree.history_bytes > self._history_bytes
-        if over and tree.visible_at > tree.log_start:
-            oldest = tree.event(min(tree.log_start + SLICE_EVENTS, tree.visible_at - 1))
-            tree.compact(min(oldest.kv.mod_revision, tree.visible))
-        upto = tree.compacted if self._hold is None else min(self._hold, tree.compacted)
-        before = tree.log_start
-        done = tree.prune(upto, SLICE_EVENTS)
-        if not done or (tree.history_bytes > self._history_bytes and tree.log_start > before):
-            self._trim_soon()
+        until = clock.monotonic() + SLICE_SECONDS
+        while clock.monotonic() <= until:
+            if tree.history_bytes > self._history_bytes and tree.visible_at > tree.log_start:
+                oldest = tree.event(min(tree.log_start + SLICE_EVENTS, tree.visible_at - 1))
+                tree.compact(oldest.kv.mod_revision)
+            before = tree.log_start
+            done = tree.prune(tree.compacted if self._hold is None else min(self._hold, tree.compacted), SLICE_EVENTS)
+            if done and (tree.history_bytes <= self._history_bytes or tree.log_start == before):
+                return
+        self._trim_soon()
 
     async def _housekeeping(self) -> None:
         """Once a second: what has grown too old goes, leases expire, the log is cut by a snapshot."""
@@ -647,11 +650,7 @@ class EmbeddedStore:
             leases = [(lease.id, lease.ttl) for lease in self._leases.all()]
             await self._mark()  # what the leases' list may have seen is on disk
             path = await snapshot.write(self.directory, self._recovered.store_id, self._tree, revision, leases, listed[keep].sequence, fsync=self._fsync)
-            for number, old in segments.numbered(self.directory, "snapshot"):
-                if number < revision:
-                    old.unlink()
-            for segment in listed[:keep]:
-                segments.segment_path(self.directory, segment.sequence).unlink()
+            await self._loop.run_in_executor(None, segments.remove_older, self.directory, revision, listed[keep].sequence)
             del listed[:keep]
             log.info("snapshot written", path=str(path), revision=revision, seconds=round(clock.monotonic() - started, 3))
         except (OSError, StoreError) as e:

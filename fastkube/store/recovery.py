@@ -71,6 +71,7 @@ def recover(directory: Path, tree: Tree) -> Recovered | None:
     if snapshots:
         revision, path = snapshots[-1]
         first = _load_snapshot(path, revision, tree, result)
+        segments.remove_older(directory, revision, first)
     found = _begun(directory, [(sequence, path) for sequence, path in found if sequence >= first], result)
     if not snapshots and not found:
         return None

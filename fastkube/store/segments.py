@@ -75,6 +75,16 @@ def numbered(directory: Path, prefix: str) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def remove_older(directory: Path, revision: int, sequence: int) -> None:
+    """Remove what the snapshot of `revision`, from which segment `sequence` goes on, replaces. To free a large file takes the kernel milliseconds."""
+    for number, path in numbered(directory, "snapshot"):
+        if number < revision:
+            path.unlink()
+    for number, path in numbered(directory, "wal"):
+        if number < sequence:
+            path.unlink()
+
+
 def sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

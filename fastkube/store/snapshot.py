@@ -26,7 +26,7 @@ async def write(
     path = segments.snapshot_path(directory, revision)
     beside = path.with_suffix(".tmp")
     loop = asyncio.get_running_loop()
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = await loop.run_in_executor(None, os.open, beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         head = segments.header(segments.SNAPSHOT_MAGIC, store_id, revision, first_segment)
         crc = segments.HEADER.unpack(head)[4]
@@ -43,18 +43,22 @@ async def write(
             if after is None:
                 break
         end, crc = wal.frame(segments.END, I64.pack(keys), crc)
-        await loop.run_in_executor(None, _write_all, fd, data + end)
-        if fsync:
-            await loop.run_in_executor(None, os.fsync, fd)
+        await loop.run_in_executor(None, _finish, fd, data + end, beside, path, fsync)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
+    return path
+
+
+def _finish(fd: int, data: bytes, beside: Path, path: Path, fsync: bool) -> None:
+    _write_all(fd, data)
+    if fsync:
+        os.fsync(fd)
     os.replace(beside, path)
     if fsync:
-        await loop.run_in_executor(None, segments.sync_directory, directory)
-    return path
+        segments.sync_directory(path.parent)
 
 
 def _write_all(fd: int, data: bytes) -> None:
