@@ -37,6 +37,7 @@ from fastkube.server.registry.endpoint import Endpoint
 from fastkube.server.registry.objects import Call, DeleteOptions, Object, Objects
 from fastkube.server.request import User
 from fastkube.server.routing import Resources
+from fastkube.server.streaming import Streaming
 from fastkube.store.interface import Store
 
 SERVER = User("system:apiserver", ("system:masters", "system:authenticated"))
@@ -130,6 +131,7 @@ class ApiServer:
             self.admission = admission.build(
                 admission.Config(config.enable_admission_plugins, config.disable_admission_plugins), reader, self.writer, authorizer
             )
+            self.streaming = Streaming(config, reader)
             first, _, last = config.service_node_port_range.partition("-")
             services = allocators.Services(reader, config.service_cluster_ip_range.split(","), (int(first), int(last or first)))
         except (ValueError, OSError, ssl.SSLError) as e:
@@ -140,6 +142,7 @@ class ApiServer:
         self.permissions = Permissions(authorizer)
         self.authorizer = authorizer
         self.issuer = issuer
+        self.admission.start(self.supervisor)
         self.subresources = subresources.Subresources(self)
         self._pipeline = Pipeline(self.served, authenticator, authorizer, self._dispatch, self.metrics)
         self._add_paths()
@@ -150,7 +153,7 @@ class ApiServer:
         self.metrics.add(Gauge("apiserver_storage_objects", "Number of stored objects at the time of last check split by kind.", ("resource",), self._object_counts))
 
     def _object_counts(self) -> list[tuple[tuple[str, ...], float]]:
-        out = []
+        out: list[tuple[tuple[str, ...], float]] = []
         for resource in {r.prefix: r for r in self.served.all() if "list" in r.verbs}.values():
             endpoint = self.endpoint(resource)
             out.append(((f"{resource.plural}.{resource.group}" if resource.group else resource.plural,), float(self.store.range(endpoint.prefix, endpoint.end, 0, 1).count)))

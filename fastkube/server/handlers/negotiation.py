@@ -98,7 +98,7 @@ class _Dumper(yaml.CSafeDumper):
 def content_type(request: Request, accepted: tuple[str, ...] = (JSON, YAML)) -> str:
     """The media type of the body; JSON when the request does not say. ApiError 415."""
     header = request.headers.get("content-type", "")
-    media = header.partition(";")[0].strip().lower() or JSON
+    media = header.partition(";")[0].partition(",")[0].strip().lower() or JSON
     if media not in accepted:
         raise unsupported_media_type(f"the body of the request was in an unknown format - accepted media types include: {', '.join(accepted)}")
     return media

@@ -41,7 +41,7 @@ def select(endpoint: Endpoint, request: Request) -> Selected:
         requirements += [(False, r.operator, r.key, r.values) for r in selectors.parse_labels(info.label_selector).requirements]
     name = ""
     if info.field_selector:
-        for field, value, equal in selectors.parse_fields(info.field_selector, endpoint.selectable, endpoint.kind).terms:
+        for field, value, equal in selectors.parse_fields(info.field_selector, endpoint.selectable).terms:
             if equal and field == "metadata.name" and not name and value:
                 name = value
             elif equal and field == "metadata.namespace" and not namespace and value and endpoint.resource.namespaced:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -10,16 +11,19 @@ import orjson
 from fastkube.api import codec, errors, meta, tables
 from fastkube.api.errors import ApiError
 from fastkube.http.message import Answer, Request, Response
+from fastkube.server import authz
 from fastkube.server.handlers import read, write
 from fastkube.server.handlers.negotiation import content_type
 from fastkube.server.registry import pods, scale
 from fastkube.server.registry.endpoint import Endpoint
 from fastkube.server.registry.objects import Call, Object
+from fastkube.server.request import AdmissionAttributes
 
 if TYPE_CHECKING:
     from fastkube.server.app import ApiServer
 
 BUDGET_STATUS = "status"
+SESSIONS = ("exec", "attach", "portforward")
 
 
 class Subresources:
@@ -113,6 +117,41 @@ class Subresources:
 
         await pods.evict(app.objects, app.reader, call, budget_call, eviction, options)
         return _success(201)
+
+    # ---- what ends at a node agent, a pod or a service
+
+    def _pods_log(self, endpoint: Endpoint, request: Request) -> Any:
+        return self.app.streaming.log(request)
+
+    def _pods_exec(self, endpoint: Endpoint, request: Request) -> Any:
+        return self._connect(endpoint, request, self.app.streaming.exec)
+
+    def _pods_attach(self, endpoint: Endpoint, request: Request) -> Any:
+        return self._connect(endpoint, request, self.app.streaming.attach)
+
+    def _pods_portforward(self, endpoint: Endpoint, request: Request) -> Any:
+        return self._connect(endpoint, request, self.app.streaming.portforward)
+
+    def _pods_proxy(self, endpoint: Endpoint, request: Request) -> Any:
+        return self._connect(endpoint, request, self.app.streaming.pod_proxy)
+
+    def _services_proxy(self, endpoint: Endpoint, request: Request) -> Any:
+        return self._connect(endpoint, request, self.app.streaming.service_proxy)
+
+    def _nodes_proxy(self, endpoint: Endpoint, request: Request) -> Any:
+        return self._connect(endpoint, request, self.app.streaming.node_proxy)
+
+    async def _connect(self, endpoint: Endpoint, request: Request, go: Callable[[Request], Any]) -> Answer:
+        """Admission's CONNECT, then on. A session asked for by GET needs the right to create one, too (upstream since 1.35)."""
+        info = request.info
+        if info.subresource in SESSIONS and info.verb == "get":
+            decision = self.app.authorizer.authorize(request.user, replace(info, verb="create"))
+            if not decision.allowed:
+                raise authz.forbidden(request.user, replace(info, verb="create"), decision.reason)
+        attributes = AdmissionAttributes("CONNECT", endpoint.resource, info.subresource, info.namespace, info.name, None, None, request.user)
+        await self.app.admission.admit(attributes)
+        await self.app.admission.validate(attributes)
+        return await go(request)
 
     # ---- service accounts
 

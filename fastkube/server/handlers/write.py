@@ -8,12 +8,14 @@ from typing import Any
 
 import orjson
 
+from fastkube.api import apply as server_side
 from fastkube.api import codec, errors, managedfields, meta, schema
 from fastkube.api.errors import ApiError, bad_request
 from fastkube.api.patch import json as json_patch
 from fastkube.api.patch import merge as merge_patch
 from fastkube.api.patch import strategic
 from fastkube.http.message import Request, Response
+from fastkube.runtime import clock
 from fastkube.server.handlers.negotiation import JSON, Form, content_type, negotiate
 from fastkube.server.handlers.read import DECODED_ITEMS_MAX, find, list_body, list_form, list_options, shown
 from fastkube.server.handlers.selecting import select
@@ -25,7 +27,6 @@ PATCH_TYPES = {
     "application/merge-patch+json": "merge",
     "application/strategic-merge-patch+json": "strategic",
     "application/apply-patch+yaml": "apply",
-    "application/apply-patch+cbor": "",
 }
 VALIDATIONS = ("", "Ignore", "Warn", "Strict")
 PROPAGATIONS = ("Orphan", "Background", "Foreground")
@@ -176,24 +177,61 @@ def _same_identity(obj: Object, old: Object, call: Call) -> None:
     meta.check_name(obj, call.name)
 
 
-def _applier(endpoint: Endpoint, call: Call, body: bytes, force: bool) -> Callable[[Object], Object]:
-    raise NotImplementedError
+def _applier(endpoint: Endpoint, call: Call, body: bytes, force: bool) -> Callable[[Object | None], Object]:
+    """Server-side apply of `body` to what is there (None: nothing)."""
+    try:
+        applied = codec.load(body, "application/apply-patch+yaml")
+    except ValueError as e:
+        raise bad_request(f"error decoding YAML: {e}") from None
+    if not isinstance(applied, dict) or not isinstance(applied.get("metadata") or {}, dict):
+        raise bad_request("error decoding YAML: the document is no object")
+    call.operation = "Apply"
+    ignore = managedfields.ignored(endpoint.group, endpoint.plural, call.subresource, endpoint.rules.has_status)
+
+    def make(old: Object | None) -> Object:
+        obj = server_side.apply(
+            old, orjson.loads(orjson.dumps(applied)), call.manager, force, endpoint.node, api_version=endpoint.api_version, time=clock.rfc3339(),
+            subresource=call.subresource, ignore=ignore, at_version=endpoint.at_version,
+        )  # fmt: skip
+        if old is None:
+            obj.setdefault("metadata", {}).setdefault("name", call.name)
+        meta.check_name(obj, call.name)
+        obj = orjson.loads(orjson.dumps(obj))
+        endpoint.reread(obj, "Ignore")
+        return obj
+
+    return make
 
 
 async def patch(objects: Objects, endpoint: Endpoint, request: Request, admission: Admission | None) -> Response:
     negotiate(request)
     media = content_type(request, tuple(PATCH_TYPES))
-    call = call_of(endpoint, request, admission, "PatchOptions")
     kind = PATCH_TYPES[media]
-    written = await run_patch(objects, call, kind, request.body, request.param("force") in ("true", "1"))
+    call = call_of(endpoint, request, admission, "PatchOptions")
+    force = request.param("force")
+    _check_apply(kind, request, force)
+    written = await run_patch(objects, call, kind, request.body, force in ("true", "1"))
     return answer(call, request, written, 201 if written.created else 200)
 
 
+def _check_apply(kind: str, request: Request, force: str) -> None:
+    """What PatchOptions must and may not say (upstream's ValidatePatchOptions)."""
+    problems = []
+    if kind == "apply" and not request.param("fieldManager"):
+        problems.append(errors.required("fieldManager", "is required for apply patch"))
+    if kind != "apply" and force:
+        problems.append(errors.forbidden_field("force", "may not be specified for non-apply patch"))
+    if problems:
+        raise errors.invalid("PatchOptions", "meta.k8s.io", "", problems)
+
+
 async def run_patch(objects: Objects, call: Call, kind: str, body: bytes, force: bool = False) -> Written:
+    """Patch the object (through `call.subresource`); an apply makes it when it is not there."""
     endpoint = call.endpoint
-    make = patcher(endpoint, call, kind, body, force)
+    make: Any = patcher(endpoint, call, kind, body, force)
     prepare, validate = strategy(endpoint, call.subresource)
-    return await objects.update(call, make, prepare=prepare, validate=validate)
+    create = (lambda: make(None)) if kind == "apply" and not call.subresource else None
+    return await objects.update(call, make, prepare=prepare, validate=validate, create=create)
 
 
 # ---- delete

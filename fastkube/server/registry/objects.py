@@ -256,7 +256,7 @@ class Objects:
         asked = metadata.get("resourceVersion") or ""
         if asked == "" or asked == "0":
             if not endpoint.rules.unconditional_update:
-                problem = errors.invalid_value("metadata.resourceVersion", "" if not asked else asked, "must be specified for an update")
+                problem = errors.invalid_value("metadata.resourceVersion", asked, "must be specified for an update")
                 raise errors.invalid(endpoint.kind, endpoint.group, call.name, [problem])
             metadata["resourceVersion"] = str(kv.mod_revision)
             return False
