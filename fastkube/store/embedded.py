@@ -353,6 +353,8 @@ class EmbeddedStore:
         """Hand everything gathered to the journal."""
         if self.failure is not None:
             return
+        if self._journal is not None:
+            self._switch_segment()
         self._inflight, self._pending = self._pending, []
         self._inflight_head = self._tree.head
         self._undo_inflight = len(self._undo)
@@ -360,7 +362,6 @@ class EmbeddedStore:
             self._scheduled = False
             self._done()
         else:
-            self._switch_segment()
             self._journal.flush()
 
     def _on_synced(self) -> None:
@@ -616,7 +617,7 @@ class EmbeddedStore:
             return
         (fd, crc), self._next_segment = self._next_segment, None
         last = self._recovered.segments[-1]
-        self._recovered.segments.append(recovery.Segment(last.sequence + 1, self._tree.visible + 1))
+        self._recovered.segments.append(recovery.Segment(last.sequence + 1, self._inflight_head + 1))  # not `visible`: the group before may not be published yet
         self._journal.open(fd, segments.HEADER.size, crc)
         old, self._fd = self._fd, fd
         self._loop.run_in_executor(None, os.close, old)

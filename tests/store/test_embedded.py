@@ -251,7 +251,7 @@ async def test_quota(tmp_path):
     store = EmbeddedStore(None, quota_bytes=100_000)
     await store.start()
     with pytest.raises(NoSpace):
-        for i in range(200):
+        for _ in range(200):
             await store.put(b"/a", bytes(1000))
     assert store.get(b"/a") is not None
     await store.compact(store.revision)
