@@ -22,6 +22,8 @@ from fastkube.cli.up import default_data_dir
 from fastkube.node import mounts
 from fastkube.node.containerd import Containerd
 from fastkube.node.network import PodNetwork, Ranges
+from fastkube.proxy.config import Config as ProxyConfig
+from fastkube.proxy.run import cleanup as remove_proxy
 from fastkube.runtime import logs
 
 STOP_SECONDS_MAX = 30.0
@@ -53,6 +55,7 @@ async def _clean(data_dir: Path) -> None:
         mounts.unmount_below(directory)
         network = PodNetwork(Ranges(machine.POD_CIDR, machine.SERVICE_CIDR), containerd.cni_conf_dir, directory)
         await network.remove()
+    await remove_proxy(ProxyConfig(service_cidrs=[machine.SERVICE_CIDR]))
     await machine.remove()
 
 
