@@ -306,6 +306,10 @@ class InformerFactory:
                 self.start(self._supervisor)
         return self._informers[key]
 
+    def find(self, resource: Resource) -> Informer | None:
+        """The informer of all objects of `resource`, if somebody has asked for it."""
+        return self._informers.get((str(resource), None, "", ""))
+
     def start(self, supervisor: Supervisor) -> None:
         """Run all informers that do not run yet, as tasks of `supervisor`."""
         self._supervisor = supervisor

@@ -48,9 +48,13 @@ CONTROLLERS: dict[str, Callable[[], type[Controller]]] = {
     "namespace-controller": _load("namespace", "NamespaceController"),
     "serviceaccount-controller": _load("accounts", "ServiceAccountController"),
     "root-ca-certificate-publisher-controller": _load("accounts", "RootCAPublisher"),
+    "node-lifecycle-controller": _load("nodelifecycle", "NodeLifecycleController"),
+    "taint-eviction-controller": _load("nodelifecycle", "TaintEvictionController"),
+    "node-ipam-controller": _load("nodeipam", "NodeIpamController"),
     "pod-garbage-collector-controller": _load("housekeeping", "PodGarbageCollector"),
     "clusterrole-aggregation-controller": _load("housekeeping", "ClusterRoleAggregation"),
     "ttl-after-finished-controller": _load("housekeeping", "TTLAfterFinished"),
+    "garbage-collector-controller": _load("garbagecollector", "GarbageCollector"),  # last: it shares the informers of those before
 }
 OFF_BY_DEFAULT: frozenset[str] = frozenset(("bootstrap-signer-controller", "token-cleaner-controller"))
 
