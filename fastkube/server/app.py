@@ -26,6 +26,7 @@ from fastkube.server import admission, allocators, authn, authz, bootstrap
 from fastkube.server.authn.reviews import Reviews as Identities
 from fastkube.server.authz.reviews import Reviews as Permissions
 from fastkube.server.config import Config, StartError
+from fastkube.server.discovery import Discovery
 from fastkube.server.handlers import read, subresources, write
 from fastkube.server.handlers.negotiation import JSON, content_type
 from fastkube.server.handlers.watch import Watching, watch
@@ -89,6 +90,7 @@ class ApiServer:
         self.reader = StoreReader(store, self.endpoint)
         self.writer = ServerWriter(self)
         self.watching = Watching(store)
+        self.discovery = Discovery(self.served.all)
         self.supervisor = Supervisor("apiserver")
         self.addresses: list[tuple[str, int]] = []
         self._endpoints: dict[Resource, Endpoint] = {}
@@ -256,6 +258,10 @@ class ApiServer:
         handler = self._paths.get(path)
         if handler is None and path.split("/", 2)[1] in ("healthz", "livez", "readyz"):
             handler = self.health.answer
+        if handler is None and request.method in ("GET", "HEAD"):
+            found = self.discovery.answer(path, request.headers.get("accept", ""), request.headers.get("if-none-match", ""))
+            if found is not None:
+                return found
         if handler is None:
             return Response(404, b"404 page not found\n", "text/plain; charset=utf-8")
         if request.method not in ("GET", "HEAD"):

@@ -75,10 +75,13 @@ class Pipeline:
             given = request.headers.get("audit-id")
             if given is None:
                 self._audit_count += 1
-                answer.raw_headers += b"Audit-Id: %b%012x\r\nCache-Control: no-cache, private\r\n" % (self._audit_prefix, self._audit_count & 0xFFFFFFFFFFFF)
+                audit = b"Audit-Id: %b%012x\r\n" % (self._audit_prefix, self._audit_count & 0xFFFFFFFFFFFF)
             else:
-                answer.raw_headers += b"Audit-Id: %b\r\nCache-Control: no-cache, private\r\n" % _printable(given[:64])
+                audit = b"Audit-Id: %b\r\n" % _printable(given[:64])
+            if not answer.headers or not any(name == "Cache-Control" for name, _ in answer.headers):
+                audit += b"Cache-Control: no-cache, private\r\n"
             code = answer.status
+            answer = Response(code, answer.body, answer.content_type, answer.headers, audit)  # the handler may have kept its own
         else:
             code = 101
         info: RequestInfo | None = request.info

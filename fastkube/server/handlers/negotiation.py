@@ -15,7 +15,7 @@ from fastkube.api.errors import ApiError, not_acceptable, unsupported_media_type
 from fastkube.http.message import Request
 
 ACCEPTS_MAX = 1024
-JSON, YAML = "application/json", "application/yaml"
+JSON, YAML, PROTOBUF = "application/json", "application/yaml", "application/vnd.kubernetes.protobuf"
 _SERVED = f"{JSON}, {YAML}"
 _TRANSFORMS = ("Table", "PartialObjectMetadata", "PartialObjectMetadataList")
 
@@ -95,7 +95,7 @@ class _Dumper(yaml.CSafeDumper):
         return True
 
 
-def content_type(request: Request, accepted: tuple[str, ...] = (JSON, YAML)) -> str:
+def content_type(request: Request, accepted: tuple[str, ...] = (JSON, YAML, PROTOBUF)) -> str:
     """The media type of the body; JSON when the request does not say. ApiError 415."""
     header = request.headers.get("content-type", "")
     media = header.partition(";")[0].partition(",")[0].strip().lower() or JSON

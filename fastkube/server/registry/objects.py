@@ -136,7 +136,7 @@ class Objects:
             if call.dry_run:
                 current = store.get(key)
                 if current is None:
-                    return Written(data[:at] + data[at:], endpoint.from_storage(stored), created=True)
+                    return Written(data.replace(b'"resourceVersion":"",', b"", 1), None, created=True)
             else:
                 try:
                     kv = await store.put(key, data, expect=0, revision_at=at, attrs=endpoint.digest(stored))
