@@ -15,14 +15,14 @@ import shutil
 import signal
 from pathlib import Path
 
-from fastkube.node import mounts
+from fastkube.node import images, mounts
 from fastkube.node.cri import Cri, CriError
 from fastkube.runtime import clock, config, logs
 
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 15.0
 SOCKET_PATH_BYTES_MAX = 100  # sun_path holds 108 with the NUL; containerd appends ".ttrpc"
-PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
+PAUSE_IMAGE = images.PAUSE
 CNI_BIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 
 log = logs.get("containerd")

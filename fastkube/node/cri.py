@@ -175,7 +175,8 @@ class Cri:
                 raise
         subscribe = self._channel.unary_stream("/containerd.services.events.v1.Events/Subscribe", request_serializer=bytes, response_deserializer=_topic)
         async for topic in self._events(subscribe(_SUBSCRIBE_TASKS)):
-            yield topic
+            if topic:
+                yield topic
 
     async def _events(self, stream: Any) -> AsyncIterator[Any]:
         try:
@@ -194,22 +195,45 @@ def _filter(expression: str) -> bytes:
 
 
 # containerd's SubscribeRequest{repeated string filters = 1}: tasks of CRI's namespace only, nothing of images, snapshots and content
-_SUBSCRIBE_TASKS = _filter('namespace==k8s.io,topic~="^/tasks/(start|exit|oom|paused|resumed)$"')
+_SUBSCRIBE_TASKS = _filter('namespace==k8s.io,topic~="^/tasks/(start|exit|delete|oom|paused|resumed)$"')
 
 
 def _topic(envelope: bytes) -> str:
-    """Field 3 (topic) of containerd.services.events.v1.Envelope; all of its fields are length-delimited."""
+    """Field 3 (topic) of containerd.services.events.v1.Envelope; "" for the end of an exec's process, which changes no container."""
+    fields = _fields(envelope)
+    topic = fields.get(3, b"").decode("utf-8", "replace")
+    if topic in ("/tasks/exit", "/tasks/delete"):
+        event = _fields(_fields(fields.get(4, b"")).get(2, b""))  # Any{value = 2} of TaskExit{container_id = 1, id = 2}, TaskDelete{container_id = 1, id = 5}
+        process = event.get(2) if topic == "/tasks/exit" else event.get(5)
+        if process and process != event.get(1):
+            return ""
+    return topic
+
+
+def _fields(message: bytes) -> dict[int, bytes]:
+    """The length-delimited fields of a protobuf message, by number."""
+    out: dict[int, bytes] = {}
     at = 0
-    while at < len(envelope):
-        tag, at = envelope[at], at + 1
-        length = shift = 0
-        while True:
-            byte, at = envelope[at], at + 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if not byte & 0x80:
-                break
-        if tag == 0x1A:
-            return envelope[at : at + length].decode("utf-8", "replace")
-        at += length
-    return ""
+    while at < len(message):
+        tag, at = _varint(message, at)
+        wire = tag & 7
+        if wire == 2:
+            length, at = _varint(message, at)
+            out[tag >> 3] = message[at : at + length]
+            at += length
+        elif wire == 0:
+            _, at = _varint(message, at)
+        else:
+            at += {1: 8, 5: 4}.get(wire, len(message))
+    return out
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(message):
+        byte, at = message[at], at + 1
+        value |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            break
+        shift += 7
+    return value, at

@@ -23,8 +23,8 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 
 OOM_GUARANTEED, OOM_BEST_EFFORT = -997, 1000
 
-_PROTOCOLS = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
-_PROPAGATION = {
+_PROTOCOLS: dict[str, Any] = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
+_PROPAGATION: dict[str, Any] = {
     "None": pb.PROPAGATION_PRIVATE,
     "HostToContainer": pb.PROPAGATION_HOST_TO_CONTAINER,
     "Bidirectional": pb.PROPAGATION_BIDIRECTIONAL,

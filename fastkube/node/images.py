@@ -28,6 +28,7 @@ from typing import Any
 
 import orjson
 
+PAUSE = "registry.k8s.io/pause:3.10"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -146,7 +147,7 @@ def _system(layer: Layer, users: Sequence[str] = ()) -> None:
 
 def _busybox_into(layer: Layer) -> None:
     binary = _need("/bin/busybox", "busybox-static")
-    if open(binary, "rb").read(4) == b"\x7fELF" and b"/lib64/ld-linux" in open(binary, "rb").read(4096):
+    if b"/lib64/ld-linux" in Path(binary).read_bytes()[:4096]:
         raise ImageError("/bin/busybox is linked dynamically (Debian: apt-get install busybox-static)")
     layer.copy(binary, "bin/busybox")
     for path in subprocess.run([binary, "--list-full"], check=True, capture_output=True, text=True).stdout.split():
@@ -288,7 +289,8 @@ async def import_archives(address: str, archives: Sequence[Path]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`build --out DIR NAME...` prints the archives' paths; `import --address SOCKET FILE...` loads them."""
+    """`build --out DIR NAME...` prints the archives' paths; `import --address SOCKET FILE...` loads them; `load --data-dir DIR NAME...` does both for the
+    containerd of the node whose data directory is DIR."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m fastkube.node.images")
@@ -299,10 +301,18 @@ def main(arguments: Sequence[str]) -> int:
     verb = verbs.add_parser("import", help="import archives into a containerd")
     verb.add_argument("--address", required=True)
     verb.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    verb = verbs.add_parser("load", help="build images and import them into a node's containerd")
+    verb.add_argument("--data-dir", type=Path, required=True, help="the node's data directory")
+    verb.add_argument("names", nargs="+", metavar="NAME")
     asked = parser.parse_args(arguments)
     try:
         if asked.verb == "build":
             print("\n".join(map(str, build(asked.names, asked.out))))
+        elif asked.verb == "load":
+            from fastkube.node.containerd import Containerd
+
+            archives = build(asked.names, asked.data_dir / "images")
+            asyncio.run(import_archives(Containerd(asked.data_dir).endpoint, archives))
         else:
             asyncio.run(import_archives(asked.address, asked.files))
     except (ImageError, OSError) as e:

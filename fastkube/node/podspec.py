@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from fastkube.api import quantity
+
 Object = dict[str, Any]
 
 SOURCE_ANNOTATION = "kubernetes.io/config.source"
@@ -116,19 +118,9 @@ def container_hash(container: Object) -> str:
 
 
 @functools.lru_cache(4096)
-def amount(quantity: str | int | float) -> float:
+def amount(value: str | int | float) -> float:
     """A quantity's value in base units (CPU cores, bytes)."""
-    text = str(quantity)
-    for suffix, factor in _SUFFIXES:
-        if text.endswith(suffix):
-            return float(text[: -len(suffix)]) * factor
-    return float(text)
-
-
-_SUFFIXES = [
-    ("Ki", 2.0**10), ("Mi", 2.0**20), ("Gi", 2.0**30), ("Ti", 2.0**40), ("Pi", 2.0**50), ("Ei", 2.0**60),
-    ("n", 1e-9), ("u", 1e-6), ("m", 1e-3), ("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18),
-]  # fmt: skip
+    return quantity.nanos(value) / 1e9
 
 
 def requests(container: Object) -> dict[str, float]:

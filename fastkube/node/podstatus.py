@@ -1,7 +1,7 @@
 """A pod's status: a pure function of its spec, the runtime's state, the agent's memory, the status last written and the clock.
 
 Laws: what did not change keeps its times; a phase that is Succeeded or Failed never changes again; `ready` of a container implies that it
-runs and has started; words (reasons, messages) are upstream's, because people and programs match on them.
+runs and has started; a pod with anything running is not over; words (reasons, messages) are upstream's, because people and programs match on them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from fastkube.node.podstate import is_ready, is_started
 from fastkube.runtime import clock
 
 TERMINAL = ("Succeeded", "Failed")
-ZERO_TIME = None
 
 
 def status(pod: Object, runtime: RuntimePod, memory: Memory, now: float, host_ips: Sequence[str]) -> Object:
@@ -31,6 +30,8 @@ def status(pod: Object, runtime: RuntimePod, memory: Memory, now: float, host_ip
         phase = previous["phase"]
     elif termination and termination.phase and not runtime.active:
         phase = termination.phase
+    if phase in TERMINAL and previous.get("phase") not in TERMINAL and any(r.running for r in runtime.containers):
+        phase = "Running"  # a pod is over only when nothing of it runs any more
     out: Object = {"phase": phase}
     if pod["metadata"].get("generation"):
         out["observedGeneration"] = pod["metadata"]["generation"]
@@ -39,7 +40,7 @@ def status(pod: Object, runtime: RuntimePod, memory: Memory, now: float, host_ip
         value = getattr(termination, key) if termination and termination.reason else previous.get(key)
         if value:
             out[key] = value
-    out |= _addresses(pod, runtime, previous, host_ips, ended or phase in TERMINAL)
+    out |= (_last_addresses(previous) if ended or phase in TERMINAL else {}) | addresses(runtime, host_ips)
     out["startTime"] = previous.get("startTime") or clock.rfc3339(memory.start_time or now)
     if init:
         out["initContainerStatuses"] = init
@@ -67,21 +68,23 @@ def rejected(pod: Object, reason: str, message: str, now: float) -> Object:
 # --- addresses ---
 
 
-def _addresses(pod: Object, runtime: RuntimePod, previous: Object, host_ips: Sequence[str], ended: bool) -> Object:
+def addresses(runtime: RuntimePod, host_ips: Sequence[str]) -> Object:
+    """hostIP, hostIPs, podIP and podIPs as the runtime has them now."""
     out: Object = {}
     if host_ips:
         out["hostIP"] = host_ips[0]
         out["hostIPs"] = [{"ip": ip} for ip in host_ips]
-    ips: Sequence[str] = ()
     sandbox = runtime.sandbox
-    if sandbox is not None:
-        ips = host_ips if sandbox.host_network else sandbox.ips
-    elif ended and previous.get("podIPs"):
-        ips = [p["ip"] for p in previous["podIPs"]]
+    ips = () if sandbox is None else host_ips if sandbox.host_network else sandbox.ips
     if ips:
         out["podIP"] = ips[0]
         out["podIPs"] = [{"ip": ip} for ip in ips]
     return out
+
+
+def _last_addresses(previous: Object) -> Object:
+    """A pod that is over keeps the addresses it had."""
+    return {key: previous[key] for key in ("podIP", "podIPs") if previous.get(key)}
 
 
 # --- containers ---
@@ -97,6 +100,7 @@ def _container(pod: Object, container: Object, runtime: RuntimePod, memory: Memo
         _never_ran(pod, container, memory, old, out, where)
     else:
         _ran(container, run, runs, memory, out)
+        _keep_message(old, out)
     if where == "initContainerStatuses" and not podspec.is_sidecar(container):
         out["ready"] = (out["state"].get("terminated") or {}).get("exitCode") == 0
         out["started"] = False
@@ -170,6 +174,14 @@ def _ran(container: Object, run: Container, runs: list[Container], memory: Memor
             out["state"] = {"terminated": _terminated(run)}
     if before is not None:
         out["lastState"] = {"terminated": _terminated(before)}
+
+
+def _keep_message(old: Object, out: Object) -> None:
+    """The file with a termination message goes with the pod's volumes: what was written to the API once is kept."""
+    for key in ("state", "lastState"):
+        new, before = (out.get(key) or {}).get("terminated"), (old.get(key) or {}).get("terminated")
+        if new and before and before.get("containerID") == new.get("containerID") and "message" not in new and before.get("message"):
+            new["message"] = before["message"]
 
 
 def _waiting(reason: str, message: str) -> Object:

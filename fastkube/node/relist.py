@@ -25,6 +25,7 @@ from fastkube.runtime import clock, logs
 RELIST_SECONDS = 1.0
 RELIST_SAFETY_SECONDS = 30.0
 SETTLE_SECONDS = 0.02  # events come in bursts: one list for all of a burst
+LATE_SECONDS = (0.1, 0.4)  # lists after the one that a hint caused
 TERMINATION_MESSAGE_BYTES_MAX = 4096
 FALLBACK_LOG_BYTES_MAX = 2048
 FALLBACK_LOG_LINES_MAX = 80
@@ -78,7 +79,8 @@ class RuntimeView:
             await asyncio.sleep(RELIST_SECONDS)
 
     async def run(self) -> None:
-        """List whenever there is a hint, and from time to time."""
+        """List whenever there is a hint, and from time to time. An event may come before CRI's answers show it: then again, a few times."""
+        late: list[float] = []
         while True:
             try:
                 await self.refresh()
@@ -88,8 +90,10 @@ class RuntimeView:
                 self.error = str(e)
                 await asyncio.sleep(RELIST_SECONDS)
                 continue
+            patience = late.pop(0) if late else RELIST_SAFETY_SECONDS if self._evented else RELIST_SECONDS
             try:
-                await asyncio.wait_for(self._hint.wait(), RELIST_SAFETY_SECONDS if self._evented else RELIST_SECONDS)
+                await asyncio.wait_for(self._hint.wait(), patience)
+                late = list(LATE_SECONDS)
                 await asyncio.sleep(SETTLE_SECONDS)
             except TimeoutError:
                 pass

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastkube.node import env
+from fastkube.node import env, podspec
 from fastkube.node.volumes.atomic import BadPath, File
 
 Object = dict[str, Any]
@@ -122,10 +122,18 @@ def _downward(pod: Object, source: Object, default: int | None, sources: Sources
     return out
 
 
+def _common_user(pod: Object, context: Object) -> int | None:
+    """The uid that all containers run as, when the spec says one: a token file then belongs to it alone."""
+    users = {(c.get("securityContext") or {}).get("runAsUser", context.get("runAsUser")) for c in [*podspec.init_containers(pod), *podspec.containers(pod)]}
+    return users.pop() if len(users) == 1 else None
+
+
 def _projected(pod: Object, source: Object, sources: Sources, namespace: str) -> dict[str, File]:
     out: dict[str, File] = {}
     default = source.get("defaultMode")
-    owner = (pod["spec"].get("securityContext") or {}).get("runAsUser")
+    context = pod["spec"].get("securityContext") or {}
+    owner = _common_user(pod, context)
+    private = owner is not None or context.get("fsGroup") is not None
     for part in source.get("sources") or ():
         if "configMap" in part:
             out |= _keyed("configmap", part["configMap"], part["configMap"].get("name", ""), default, sources, namespace)
@@ -136,7 +144,7 @@ def _projected(pod: Object, source: Object, sources: Sources, namespace: str) ->
         elif "serviceAccountToken" in part:
             token = part["serviceAccountToken"]
             data = sources.token(token.get("audience", ""), token.get("expirationSeconds") or TOKEN_SECONDS_DEFAULT)
-            out[token["path"]] = File(data.encode(), 0o600 if default is None or owner is not None else default, owner)
+            out[token["path"]] = File(data.encode(), 0o600 if private else _mode({}, default), owner)
         else:
             raise VolumeError(f"projected volume source {next(iter(part), 'none')} is not supported by this node")
     return out

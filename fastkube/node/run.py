@@ -1,0 +1,44 @@
+"""The node agent as a process: what `fastkube kubelet` runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastkube.client import kubeconfig
+from fastkube.node.agent import Agent
+from fastkube.node.config import NodeConfig
+from fastkube.node.cri import CriError
+from fastkube.runtime import clock, logs
+
+RUNTIME_WAIT_SECONDS_MAX = 30.0
+
+log = logs.get("kubelet")
+
+
+class StartError(Exception):
+    """The agent cannot start; the text says why and what to do."""
+
+
+async def run(config: NodeConfig, stop: asyncio.Event) -> None:
+    """Run the agent until `stop`; containers keep running. StartError when the runtime does not answer."""
+    client = kubeconfig.load(config.kubeconfig, user_agent="fastkube-kubelet") if config.kubeconfig else None
+    agent = Agent(config, client)
+    try:
+        await _start(agent)
+        log.info("node agent running", node=config.name, runtime=config.runtime_endpoint)
+        await stop.wait()
+    finally:
+        await agent.close()
+        if client is not None:
+            await client.close()
+
+
+async def _start(agent: Agent) -> None:
+    deadline = clock.monotonic() + RUNTIME_WAIT_SECONDS_MAX
+    while True:
+        try:
+            return await agent.start()
+        except CriError as e:
+            if clock.monotonic() > deadline:
+                raise StartError(f"the container runtime at {agent.config.runtime_endpoint} does not answer: {e}") from None
+            await asyncio.sleep(0.2)
