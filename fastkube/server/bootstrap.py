@@ -63,8 +63,7 @@ async def run(config: Config, reader: Reader, writer: Writer) -> None:
             *(_ensure(reader, writer, "flowcontrol.apiserver.k8s.io/v1/flowschemas", f, _keep) for f in flowdefaults.flow_schemas()),
             _service_cidr(config, reader, writer),
             _ensure(reader, writer, "v1/services", _service(config), _keep),
-            _ensure(reader, writer, "v1/endpoints", _endpoints(config), _replace("subsets")),
-            _ensure(reader, writer, "discovery.k8s.io/v1/endpointslices", _endpoint_slice(config), _replace("endpoints", "ports")),
+            *_published(config, reader, writer),
             _ensure(reader, writer, "v1/configmaps", _authentication(config), _replace("data")),
         ]
     )
@@ -218,6 +217,16 @@ async def _service_cidr(config: Config, reader: Reader, writer: Writer) -> None:
             raise
 
 
+def _published(config: Config, reader: Reader, writer: Writer) -> list[Awaitable[None]]:
+    """Where the service `kubernetes` leads: nowhere, as upstream, when pods could not reach it (a loopback address, a port not yet known)."""
+    if ipaddress.ip_address(config.advertise_address).is_loopback or not config.secure_port:
+        return []
+    return [
+        _ensure(reader, writer, "v1/endpoints", _endpoints(config), _replace("subsets")),
+        _ensure(reader, writer, "discovery.k8s.io/v1/endpointslices", _endpoint_slice(config), _replace("endpoints", "ports")),
+    ]
+
+
 def _service(config: Config) -> Object:
     return {
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
@@ -228,7 +237,7 @@ def _service(config: Config) -> Object:
             "ipFamilyPolicy": "SingleStack",
             "ipFamilies": ["IPv6" if ":" in config.service_ip else "IPv4"],
             "sessionAffinity": "None",
-            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.secure_port}],
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.secure_port or 6443}],
         },
     }
 
