@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pyroute2 import AsyncIPRoute
+from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from fastkube.runtime import config, logs
@@ -31,6 +31,8 @@ ROUTE_PROTOCOL = 76  # "F" + 6: marks our routes; below 128 nobody else claims i
 UNREACHABLE_METRIC = 4096  # behind every route that anyone else makes for the same range
 ROUTE_UNREACHABLE = 7
 CNI_VERSION = "0.4.0"
+MTU_DEFAULT = 1500
+IFF_UP, IFF_LOOPBACK = 1, 8
 
 log = logs.get("network")
 
@@ -60,9 +62,12 @@ class PodNetwork:
 
     async def guard(self) -> None:
         """Law 1. Called before the node does anything else."""
-        async with AsyncIPRoute() as ip:
+        await asyncio.to_thread(self._guard)
+
+    def _guard(self) -> None:
+        with IPRoute() as ip:
             for destination in (self.ranges.pods, self.ranges.services):
-                await ip.route("replace", dst=destination, type=ROUTE_UNREACHABLE, priority=UNREACHABLE_METRIC, proto=ROUTE_PROTOCOL)
+                ip.route("replace", dst=destination, type=ROUTE_UNREACHABLE, priority=UNREACHABLE_METRIC, proto=ROUTE_PROTOCOL)
 
     async def set_up(self, pod_cidr: str) -> None:
         """Give pods of this node addresses of `pod_cidr`: forwarding on, masquerade in place, then the CNI configuration (which makes the runtime ready)."""
@@ -70,7 +75,7 @@ class PodNetwork:
         await self.guard()
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         await nft(self._masquerade(pod_cidr))
-        mtu = self.mtu or await self._uplink_mtu()
+        mtu = self.mtu or await asyncio.to_thread(_uplink_mtu)
         config.write_file(self.cni_conf_dir / "10-fastkube.conflist", orjson.dumps(self._conflist(str(subnet), mtu), option=orjson.OPT_INDENT_2))
         self.pod_cidr = pod_cidr
         log.info("pod network ready", pod_cidr=pod_cidr, mtu=mtu)
@@ -101,30 +106,24 @@ table ip {NFT_TABLE} {{
 }}
 """
 
-    async def _uplink_mtu(self) -> int:
-        """The MTU of the default route's link; without one, the smallest of the links that are up."""
-        async with AsyncIPRoute() as ip:
-            links = {link["index"]: link.get("mtu") async for link in await ip.get_links() if link["flags"] & 1 and not link["flags"] & 8}
-            async for route in await ip.get_default_routes(family=socket.AF_INET):
-                if route.get("oif") in links:
-                    return int(links[route.get("oif")] or 1500)
-        return int(min((m for m in links.values() if m), default=1500))
-
     async def set_peers(self, peers: Iterable[tuple[str, str]]) -> None:
         """Route other nodes' pods through their nodes: (podCIDR, InternalIP) of each. What is not among them is removed."""
         wanted = {cidr: gateway for cidr, gateway in peers if cidr and gateway and cidr != self.pod_cidr}
         if wanted == self._routes:
             return
-        async with AsyncIPRoute() as ip:
+        await asyncio.to_thread(self._set_routes, wanted)
+
+    def _set_routes(self, wanted: dict[str, str]) -> None:
+        with IPRoute() as ip:
             for cidr in self._routes.keys() - wanted.keys():
                 with contextlib.suppress(NetlinkError):
-                    await ip.route("del", dst=cidr, gateway=self._routes[cidr], proto=ROUTE_PROTOCOL)
+                    ip.route("del", dst=cidr, gateway=self._routes[cidr], proto=ROUTE_PROTOCOL)
                 del self._routes[cidr]
             for cidr, gateway in wanted.items():
                 if self._routes.get(cidr) == gateway:
                     continue
                 try:
-                    await ip.route("replace", dst=cidr, gateway=gateway, proto=ROUTE_PROTOCOL)
+                    ip.route("replace", dst=cidr, gateway=gateway, proto=ROUTE_PROTOCOL)
                     self._routes[cidr] = gateway
                 except NetlinkError as e:
                     log.warning("no route to a node's pods", pod_cidr=cidr, gateway=gateway, error=str(e))
@@ -134,12 +133,29 @@ table ip {NFT_TABLE} {{
         (self.cni_conf_dir / "10-fastkube.conflist").unlink(missing_ok=True)
         await nft(f"table ip {NFT_TABLE}\ndelete table ip {NFT_TABLE}\n")
         await remove_portmap_chains()
-        async with AsyncIPRoute() as ip:
-            async for route in await ip.get_routes(family=socket.AF_INET, proto=ROUTE_PROTOCOL):
-                if route["proto"] == ROUTE_PROTOCOL:
-                    with contextlib.suppress(NetlinkError):
-                        await ip.route("del", dst=f"{route.get('dst')}/{route['dst_len']}", type=route["type"], proto=ROUTE_PROTOCOL)
+        await asyncio.to_thread(_remove_routes)
         self._routes.clear()
+
+
+# pyroute2 brings an event loop of its own, which does not go together with uvloop: it works in threads.
+
+
+def _uplink_mtu() -> int:
+    """The MTU of the default route's link; without one, the smallest of the links that are up."""
+    with IPRoute() as ip:
+        links = {link["index"]: link.get("mtu") for link in ip.get_links() if link["flags"] & IFF_UP and not link["flags"] & IFF_LOOPBACK}
+        for route in ip.get_default_routes(family=socket.AF_INET):
+            if route.get("oif") in links:
+                return int(links[route.get("oif")] or MTU_DEFAULT)
+    return int(min((m for m in links.values() if m), default=MTU_DEFAULT))
+
+
+def _remove_routes() -> None:
+    with IPRoute() as ip:
+        for route in list(ip.get_routes(family=socket.AF_INET, proto=ROUTE_PROTOCOL)):
+            if route["proto"] == ROUTE_PROTOCOL:
+                with contextlib.suppress(NetlinkError):
+                    ip.route("del", dst=f"{route.get('dst')}/{route['dst_len']}", type=route["type"], proto=ROUTE_PROTOCOL)
 
 
 async def remove_portmap_chains() -> None:
