@@ -74,7 +74,7 @@ async def set_up_nodes(count: int) -> list[NodeNetwork]:
     """The networks of `count` nodes. Raises MachineError."""
     if count > NODES_MAX:
         raise MachineError(f"--nodes {count}: at most {NODES_MAX} nodes with containers fit on one machine")
-    set_up_bridge()
+    await asyncio.to_thread(set_up_bridge)  # pyroute2 has an event loop of its own
     if count == 1:
         return [NodeNetwork(None, ADDRESS)]
     networks = [await _namespace(i) for i in range(1, count + 1)]
@@ -89,12 +89,9 @@ async def _namespace(i: int) -> NodeNetwork:
     netns = Path("/run/netns") / name
     if not netns.exists():
         await _command("ip", "netns", "add", name)
-    with IPRoute() as ip:
-        if not ip.link_lookup(ifname=outer):
-            await _command("ip", "link", "add", outer, "type", "veth", "peer", "name", inner)
-            await _command("ip", "link", "set", inner, "netns", name, "name", "eth0")
-        bridge = ip.link_lookup(ifname=BRIDGE)[0]
-        ip.link("set", index=ip.link_lookup(ifname=outer)[0], master=bridge, state="up")
+    await _command("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, check=False)  # there already: fine
+    await _command("ip", "link", "set", inner, "netns", name, "name", "eth0", check=False)
+    await _command("ip", "link", "set", outer, "master", BRIDGE, "up")
     enter = ["ip", "-n", name]
     await _command(*enter, "address", "replace", f"{address}/{PREFIX_LENGTH}", "dev", "eth0")
     for link in ("lo", "eth0"):
@@ -107,6 +104,10 @@ async def remove() -> None:
     await _command("ip", "route", "flush", "proto", str(ROUTE_PROTOCOL), check=False)
     for netns in sorted(Path("/run/netns").glob("fastkube-*")):
         await _command("ip", "netns", "delete", netns.name, check=False)
+    await asyncio.to_thread(_remove_links)
+
+
+def _remove_links() -> None:
     with IPRoute() as ip:
         for link in ip.get_links():
             name = link.get_attr("IFLA_IFNAME")
