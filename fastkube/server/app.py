@@ -32,6 +32,7 @@ from fastkube.server.handlers.negotiation import JSON, content_type
 from fastkube.server.handlers.watch import Watching, watch
 from fastkube.server.health import Health
 from fastkube.server.metrics import Gauge, Metrics
+from fastkube.server.openapi import OpenApi
 from fastkube.server.pipeline import Pipeline
 from fastkube.server.reader import StoreReader
 from fastkube.server.registry.endpoint import Endpoint
@@ -90,7 +91,9 @@ class ApiServer:
         self.reader = StoreReader(store, self.endpoint)
         self.writer = ServerWriter(self)
         self.watching = Watching(store)
+        self.openapi = OpenApi()
         self.discovery = Discovery(self.served.all)
+        self.openapi = OpenApi()
         self.supervisor = Supervisor("apiserver")
         self.addresses: list[tuple[str, int]] = []
         self._endpoints: dict[Resource, Endpoint] = {}
@@ -258,15 +261,26 @@ class ApiServer:
         handler = self._paths.get(path)
         if handler is None and path.split("/", 2)[1] in ("healthz", "livez", "readyz"):
             handler = self.health.answer
+        if handler is None and path.startswith("/openapi/") and request.method in ("GET", "HEAD"):
+            return self._openapi(request, path)
         if handler is None and request.method in ("GET", "HEAD"):
             found = self.discovery.answer(path, request.headers.get("accept", ""), request.headers.get("if-none-match", ""))
             if found is not None:
                 return found
+            if path.startswith("/openapi/"):
+                return self._openapi(request, path)
         if handler is None:
             return Response(404, b"404 page not found\n", "text/plain; charset=utf-8")
         if request.method not in ("GET", "HEAD"):
             raise _not_allowed()
         return handler(request)
+
+    async def _openapi(self, request: Request, path: str) -> Response:
+        headers = request.headers
+        found = await self.openapi.answer(
+            path, headers.get("accept", ""), headers.get("accept-encoding", ""), headers.get("if-none-match", ""), request.param("hash")
+        )
+        return found or Response(404, b"404 page not found\n", "text/plain; charset=utf-8")
 
 
 _WRITES: dict[str, Any] = {"create": write.create, "update": write.update, "patch": write.patch, "delete": write.delete, "deletecollection": write.delete_collection}

@@ -99,6 +99,7 @@ class Subresources:
         return await self._bind(call, binding)
 
     async def _bind(self, call: Call, binding: Object) -> Answer:
+        await self._admit(call, binding)
         call.admission = None
         await pods.bind(self.app.objects, call, binding)
         return _success(201)
@@ -108,6 +109,7 @@ class Subresources:
         call = write.call_of(endpoint, request, app.admission, "CreateOptions")
         eviction, _ = codec.read(request.body, content_type(request), "policy", "v1", "Eviction", validation=call.validation)
         meta.check_name(eviction, call.name)
+        await self._admit(call, eviction)
         options = write.options_of(eviction.get("deleteOptions") or {}, request)
         call.dry_run = call.dry_run or options.dry_run
         budgets = app.endpoint(pods.BUDGETS)
@@ -155,11 +157,23 @@ class Subresources:
 
     # ---- service accounts
 
-    def _serviceaccounts_token(self, endpoint: Endpoint, request: Request) -> Answer:
+    async def _serviceaccounts_token(self, endpoint: Endpoint, request: Request) -> Answer:
+        call = write.call_of(endpoint, request, self.app.admission, "CreateOptions")
         obj, warnings = codec.read(request.body, content_type(request), "authentication.k8s.io", "v1", "TokenRequest", validation=request.param("fieldValidation") or "Warn")
+        await self._admit(call, obj)
         info = request.info
         done = self.app.identities.answer("serviceaccounts/token", request.user, info.namespace, info.name, obj)
         return self._shown(request, done, 201, warnings)
+
+    async def _admit(self, call: Call, obj: Object) -> None:
+        """Admission of what is created as a subresource and stored nowhere as such (a binding, an eviction, a token request)."""
+        attributes = call.attributes("CREATE", obj, None)
+        try:
+            await self.app.admission.admit(attributes)
+            await self.app.admission.validate(attributes)
+        except BaseException:
+            attributes.undo()
+            raise
 
     @staticmethod
     def _shown(request: Request, obj: Object, status: int, warnings: Sequence[str] = ()) -> Response:

@@ -19,6 +19,7 @@ from fastkube.runtime import clock
 from fastkube.server.handlers.negotiation import JSON, Form, content_type, negotiate
 from fastkube.server.handlers.read import DECODED_ITEMS_MAX, find, list_body, list_form, list_options, shown
 from fastkube.server.handlers.selecting import select
+from fastkube.server.registry import pods
 from fastkube.server.registry.endpoint import Endpoint
 from fastkube.server.registry.objects import Admission, Call, DeleteOptions, Object, Objects, Written
 
@@ -120,7 +121,11 @@ def strategy(endpoint: Endpoint, subresource: str) -> tuple[Any, Any]:
     """The kind's (prepare, validate) of an update through a subresource; (None, None) for the resource itself."""
     if not subresource:
         return None, None
-    rules = endpoint.rules
+    rules: Any = endpoint.rules
+    if endpoint.plural == "pods" and subresource in ("ephemeralcontainers", "resize"):
+        if subresource == "resize":
+            return pods.prepare_resize, rules.validate_resize
+        return pods.prepare_ephemeralcontainers, rules.validate_ephemeral
     return getattr(rules, f"prepare_{subresource}", None), getattr(rules, f"validate_{subresource}", None)
 
 

@@ -272,7 +272,7 @@ class Objects:
         stored = endpoint.to_storage(obj)
         data, at = codec.encode(stored)
         metadata = obj["metadata"]
-        if metadata.get("deletionTimestamp") and not metadata.get("finalizers") and not metadata.get("deletionGracePeriodSeconds"):
+        if metadata.get("deletionTimestamp") and not metadata.get("deletionGracePeriodSeconds") and not held(endpoint, obj):
             value = b"%b%d%b" % (data[:at], kv.mod_revision, data[at:])
             if not call.dry_run:
                 try:
@@ -323,6 +323,8 @@ class Objects:
         if call.admission is not None:
             await call.admission.admit(attributes)
             await call.admission.validate(attributes)
+        if _is_namespace(endpoint) and old["metadata"].get("deletionTimestamp") and held(endpoint, old):
+            raise errors.conflict(endpoint.plural, "", call.name, _NAMESPACE_GOING)
         obj = endpoint.decode(kv)
         gone = deletion(endpoint, obj, options)
         if gone:
@@ -346,6 +348,9 @@ class DeleteOptions:
     dry_run: bool = False
 
 
+_NAMESPACE_GOING = (
+    "The system is ensuring all content is removed from this namespace.  Upon completion, this namespace will automatically be purged by the system."
+)
 ORPHAN, FOREGROUND = meta.ORPHAN, meta.FOREGROUND
 _WANTED: dict[str, Sequence[str]] = {"Orphan": (ORPHAN,), "Foreground": (FOREGROUND,), "Background": ()}
 
@@ -363,22 +368,32 @@ def deletion(endpoint: Endpoint, obj: Object, options: DeleteOptions) -> bool:
         metadata["finalizers"] = finalizers
     else:
         metadata.pop("finalizers", None)
-    now = clock.now()
-    grace = endpoint.rules.grace_seconds(obj, options.grace_seconds)
+    rules, asked = endpoint.rules, options.grace_seconds
     begun = metadata.get("deletionTimestamp")
-    if begun:
-        left = metadata.get("deletionGracePeriodSeconds") or 0
-        if grace is None or (options.grace_seconds is None and grace > left):
-            grace = left if left else 0
-        if grace >= left and left:  # a second deletion without a shorter grace changes nothing
+    left = metadata.get("deletionGracePeriodSeconds") or 0
+    if begun and rules.grace_seconds_default is not None:
+        if asked is None or asked >= left:
             return False
-        metadata["deletionTimestamp"] = clock.rfc3339(min(clock.parse(begun), clock.parse(begun) - left + grace) if left else clock.parse(begun))
-        metadata["deletionGracePeriodSeconds"] = grace
-        return not grace and not finalizers
-    if not grace and not finalizers:
+        metadata["deletionTimestamp"] = clock.rfc3339(clock.parse(begun) - left + asked)
+        metadata["deletionGracePeriodSeconds"] = asked
+        return not asked and not held(endpoint, obj)
+    grace = rules.grace_seconds(obj, asked) or 0
+    if not grace and not held(endpoint, obj):
         return True
-    metadata["deletionTimestamp"] = clock.rfc3339(now + (grace or 0))
-    metadata["deletionGracePeriodSeconds"] = grace or 0
-    if metadata.get("generation"):
-        metadata["generation"] += 1
+    if not begun:
+        metadata["deletionTimestamp"] = clock.rfc3339(clock.now() + grace)
+        if metadata.get("generation"):
+            metadata["generation"] += 1
+        if _is_namespace(endpoint):
+            obj["status"] = {**(obj.get("status") or {}), "phase": "Terminating"}
+    metadata["deletionGracePeriodSeconds"] = grace
     return False
+
+
+def _is_namespace(endpoint: Endpoint) -> bool:
+    return endpoint.plural == "namespaces" and not endpoint.group
+
+
+def held(endpoint: Endpoint, obj: Object) -> bool:
+    """Whether finalizers (of a namespace: also those of its spec) keep an object whose deletion has begun."""
+    return bool(obj["metadata"].get("finalizers") or (_is_namespace(endpoint) and (obj.get("spec") or {}).get("finalizers")))

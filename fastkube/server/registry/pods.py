@@ -57,6 +57,44 @@ def _no_problems(obj: Object, old: Object) -> list[Any]:
     return []
 
 
+def prepare_ephemeralcontainers(obj: Object, old: Object) -> None:
+    """An update through /ephemeralcontainers: nothing but spec.ephemeralContainers is the new one's."""
+    spec = {**old["spec"]}
+    if obj["spec"].get("ephemeralContainers"):
+        spec["ephemeralContainers"] = obj["spec"]["ephemeralContainers"]
+    _restore(obj, old, spec)
+
+
+def prepare_resize(obj: Object, old: Object) -> None:
+    """An update through /resize: of the spec only resources and resize policies of containers are the new one's."""
+    spec = {**old["spec"]}
+    for key in ("containers", "initContainers"):
+        wanted = {c.get("name"): c for c in obj["spec"].get(key) or ()}
+        if key in spec:
+            spec[key] = [_resized(c, wanted.get(c["name"], c)) for c in spec[key]]
+    if "resources" in obj["spec"]:
+        spec["resources"] = obj["spec"]["resources"]
+    _restore(obj, old, spec)
+
+
+def _resized(container: Object, wanted: Object) -> Object:
+    out = {**container}
+    for key in ("resources", "resizePolicy"):
+        if key in wanted:
+            out[key] = wanted[key]
+        else:
+            out.pop(key, None)
+    return out
+
+
+def _restore(obj: Object, old: Object, spec: Object) -> None:
+    kept = obj["metadata"]
+    obj["spec"], obj["status"] = spec, old.get("status") or {}
+    obj["metadata"] = {**old["metadata"], **{k: kept[k] for k in ("managedFields", "resourceVersion") if k in kept}}
+    if spec != old["spec"]:
+        obj["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
+
+
 async def evict(objects: Objects, reader: Reader, call: Call, budget_call: Any, eviction: Object, options: DeleteOptions) -> Written | None:
     """pods/eviction: a deletion that the pod's disruption budgets must allow (upstream's EvictionREST). ApiError 404, 409, 429, 500.
 
