@@ -30,6 +30,7 @@ from fastkube.proxy.model import Backend, Frontend, Target, family_of
 TABLE = "fastkube-proxy"
 LAYOUT_VERSION = 1  # in the table as the name of an empty chain: a table of another version is replaced as a whole
 MASQUERADE_MARK = 0x4000  # upstream's bit; other programs of a node know it
+HASH_SEED = 0xFA57  # fixed: the same choice after a restart
 AFFINITY_CLIENTS_MAX = 1 << 18  # per family; past it clients still get a backend, but not the same again
 
 
@@ -81,19 +82,6 @@ def lanes_of(found: Elements) -> set[Lane]:
     return {value for value in found.values() if isinstance(value, Lane)}
 
 
-def _balance(out: Elements, prefix: str, key: tuple[str | int, ...], lane: Lane, backends: tuple[Backend, ...]) -> None:
-    for slot, backend in enumerate(backends):
-        address = Address(backend.ip, backend.port)
-        if backend.local:
-            out["hairpin", (backend.ip, backend.ip)] = None
-        if lane.affinity:
-            id_ = backend_id(address)
-            out[f"{prefix}picks", (*key, Id(slot))] = id_
-            out["node-backends" if lane.node else "backends", (*key, id_)] = address
-        else:
-            out[f"{prefix}endpoints", (*key, Id(slot))] = address
-
-
 class Layout:
     """The table's text for one address family. `cluster_cidrs`: the pod network; `service_cidrs`: what must never leave the machine;
     `node_port_cidrs`: the node's addresses that take node ports (empty: all but loopback)."""
@@ -121,14 +109,14 @@ class Layout:
             out[f"{prefix}no-endpoints", key] = DROP if target.drop else REFUSE
             return out
         every = Lane("external" if target.external else "cluster", node, len(target.backends), target.affinity)
-        _balance(out, prefix, key, every, target.backends)
+        self._balance(out, prefix, key, every, target.backends)
         verdict = every
         if target.outside is not None:
             verdict = Lane("local-policy", node)
             out[f"{prefix}services-inside", key] = Lane("cluster", node, len(target.backends), target.affinity)
             direct = Lane("direct", node, len(target.outside), target.affinity)
             out[f"{prefix}services-outside", key] = direct if target.outside else DROP
-            _balance(out, f"{prefix}local-", key, direct, target.outside)
+            self._balance(out, f"{prefix}local-", key, direct, target.outside)
         if target.sources and not node:
             out["services-guarded", key] = verdict
             for cidr in target.sources:
@@ -136,6 +124,18 @@ class Layout:
             verdict = Lane("guarded")
         out[f"{prefix}services", key] = verdict
         return out
+
+    def _balance(self, out: Elements, prefix: str, key: tuple[str | int, ...], lane: Lane, backends: tuple[Backend, ...]) -> None:
+        for slot, backend in enumerate(backends):
+            address = Address(backend.ip, backend.port)
+            if backend.local:
+                out["hairpin", (backend.ip, backend.ip)] = None
+            if lane.affinity and self.remembers:
+                id_ = backend_id(address)
+                out[f"{prefix}picks", (*key, Id(slot))] = id_
+                out["node-backends" if lane.node else "backends", (*key, id_)] = address
+            else:
+                out[f"{prefix}endpoints", (*key, Id(slot))] = address
 
     def field(self, node: bool) -> str:
         return "meta l4proto . th dport" if node else f"{self.nft} daddr . meta l4proto . th dport"
@@ -182,6 +182,12 @@ class Layout:
         }
 
     @property
+    def remembers(self) -> bool:
+        """Whether affinity is kept by client. nft 1.0.6 has not registers enough for two IPv6 addresses, a port and a value: there the
+        client's address decides, which lasts as long as the number of backends does."""
+        return self.family == "IPv4"
+
+    @property
     def at_node(self) -> str:
         """Matches packets to those of the node's addresses that take node ports."""
         if self.node_port_cidrs:
@@ -215,7 +221,9 @@ class Layout:
             body = f"{self.nft} saddr != {pods} {mark}" if pods else ""
         local = f"{prefix}local-" if lane.kind == "direct" else prefix
         draw = f"meta priority set numgen random mod {lane.width}"
-        if not lane.affinity:
+        if lane.affinity and not self.remembers:
+            draw = f"meta priority set jhash {self.nft} saddr mod {lane.width} seed {HASH_SEED:#x}"
+        if not lane.affinity or not self.remembers:
             return f"{body} {draw} dnat {self.nft} to {key} . meta priority map @{local}endpoints;"
         client = f"{self.nft} saddr . {key}"
         keep = f"@{prefix}affinity {{ {client} timeout {lane.affinity}s : meta priority }}"

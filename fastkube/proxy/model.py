@@ -197,7 +197,7 @@ class Choice(NamedTuple):
 
     def target(self, local_only: bool, affinity: int) -> Target:
         if local_only:
-            return Target(self.local, drop=bool(self.cluster), affinity=affinity)
+            return Target(self.local, drop=not self.local and bool(self.cluster), affinity=affinity)
         return Target(self.cluster, affinity=affinity)
 
     def outer_target(self, local_only: bool, affinity: int) -> Target:

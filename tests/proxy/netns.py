@@ -51,7 +51,10 @@ def run(*argv: str, input: str | None = None) -> str:
 
 class World:
     def __init__(self, prefix: str) -> None:
-        self.prefix, self.namespaces, self.servers = prefix, [], []  # type: ignore[var-annotated]
+        self.prefix = prefix
+        self.namespaces: list[str] = []
+        self.servers: list[subprocess.Popen[str]] = []
+        self.pods: dict[str, str] = {}
         self.node, self.outside = self.add("node"), self.add("out")
         run("ip", "link", "add", "eth0", "netns", self.node, "type", "veth", "peer", "name", "eth0", "netns", self.outside)
         self.ip(self.node, "addr add 192.0.2.2/24 dev eth0")
