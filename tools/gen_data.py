@@ -97,9 +97,24 @@ SPECIAL = {  # definitions that decode themselves
     "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool": ("schemaor", "v1.JSONSchemaPropsOrBool"),
     "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray": ("schemaor", "v1.JSONSchemaPropsOrStringArray"),
 }
-SCALARS = {("integer", "int32"): "int32", ("integer", "int64"): "int64", ("boolean", ""): "bool", ("string", ""): "string", ("string", "byte"): "bytes", ("number", "double"): "double"}
+SCALARS = {
+    ("integer", "int32"): "int32",
+    ("integer", "int64"): "int64",
+    ("boolean", ""): "bool",
+    ("string", ""): "string",
+    ("string", "byte"): "bytes",
+    ("number", "double"): "double",
+}
 # Types no resource reaches, yet the API speaks them.
-MORE = ["meta.v1.DeleteOptions", "meta.v1.Status", "meta.v1.ObjectMeta", "core.v1.ObjectReference", "authentication.v1.TokenRequest", "policy.v1.Eviction", "autoscaling.v1.Scale"]
+MORE = [
+    "meta.v1.DeleteOptions",
+    "meta.v1.Status",
+    "meta.v1.ObjectMeta",
+    "core.v1.ObjectReference",
+    "authentication.v1.TokenRequest",
+    "policy.v1.Eviction",
+    "autoscaling.v1.Scale",
+]
 
 
 def short(name: str) -> str:
@@ -167,7 +182,9 @@ def schema(swagger: dict, rows: list[dict], go: dict) -> dict:
             made = place(node, bare if field in facts else "")
             if bare.startswith("*"):
                 made["p"] = 1
-            if "?" not in gotype or (made["t"] in ("struct", "time", "microtime", "quantity", "intstr") and not bare.startswith("*") and not gotype.endswith("??")):
+            if "?" not in gotype or (
+                made["t"] in ("struct", "time", "microtime", "quantity", "intstr") and not bare.startswith("*") and not gotype.endswith("??")
+            ):
                 made["z"] = 1
             if embedded:
                 made["e"] = embedded
@@ -175,6 +192,73 @@ def schema(swagger: dict, rows: list[dict], go: dict) -> dict:
         if definitions[name].get("x-kubernetes-map-type"):
             fields[""] = {"mt": definitions[name]["x-kubernetes-map-type"]}
     return {"kinds": {"/".join(k): v for k, v in sorted(kinds.items()) if v in out}, "definitions": {k: out[k] for k in sorted(out)}}
+
+
+WRAPPED = {  # messages that stand for a single JSON value -> the codec's name for it
+    "apimachinery.pkg.api.resource.Quantity": "quantity", "apimachinery.pkg.util.intstr.IntOrString": "intstr", "apimachinery.pkg.apis.meta.v1.Time": "time",
+    "apimachinery.pkg.apis.meta.v1.MicroTime": "microtime", "apimachinery.pkg.runtime.RawExtension": "raw", "apimachinery.pkg.apis.meta.v1.FieldsV1": "raw",
+    "apiextensions_apiserver.pkg.apis.apiextensions.v1.JSON": "raw", "apiextensions_apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray": "schema-or-array",
+    "apiextensions_apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool": "schema-or-bool",
+    "apiextensions_apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray": "schema-or-strings",
+}  # fmt: skip
+SCHEMA = short("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+
+
+# JSON names that are not the protobuf field's own
+RENAMED = {"Webhooks": "webhooks", "Expression": "expression", "Name": "name", "uID": "uid", "aPIGroup": "apiGroup", "ref": "$ref", "schema": "$schema"}
+
+
+def protobuf(swagger: dict, fields: dict, tables: dict, go: dict) -> dict[str, list]:
+    """Per message (by its definition's short name, `core.v1.Pod`) its fields: [number, JSON name, kind, message or "", flags].
+
+    Flags: 1 repeated, 2 map, 4 written even when zero (a pointer, or not omitempty, in the Go type: tools/gotypes.json), 8 inlined in JSON.
+    """
+    definitions = {short(k): v for k, v in swagger["definitions"].items()}
+    known = {
+        short("io.k8s." + n.removeprefix("k8s.io.").replace("_apiserver", "-apiserver").replace("_aggregator", "-aggregator")): f for n, f in fields.items()
+    }
+    names = {n: short("io.k8s." + n.removeprefix("k8s.io.").replace("_apiserver", "-apiserver").replace("_aggregator", "-aggregator")) for n in fields}
+    wrapped = {short("io.k8s." + n.replace("_apiserver", "-apiserver")): w for n, w in WRAPPED.items()}
+    facts, out = dict(go), {}
+    wanted = [n for n in known if n in tables["definitions"] or n.removesuffix("List") in tables["definitions"]] + [
+        names[n] for n in fields if ".runtime." in n
+    ]
+    while wanted:
+        message = wanted.pop()
+        if message in out or message in wrapped:
+            continue
+        definition = definitions.get(message) or {}
+        properties = definition.get("properties") or {}
+        rows = []
+        for name, (number, kind) in known[message].items():
+            flags = 0
+            if kind.startswith("repeated "):
+                kind, flags = kind.removeprefix("repeated "), 1
+            elif kind.startswith("map<string,"):
+                kind, flags = kind.removeprefix("map<string,").removesuffix(">").removeprefix("."), 2
+            target = names.get(kind) or (f"{message.rsplit('.', 1)[0]}.{kind}" if f"{message.rsplit('.', 1)[0]}.{kind}" in known else "")
+            json_name = name
+            if name not in properties and definition:
+                if target and target not in wrapped and not flags:
+                    flags = 8
+                    facts.setdefault(target, facts.get(message, {}))
+                else:
+                    kebab = re.sub("[A-Z]", lambda m: "-" + m[0].lower(), name)
+                    json_name = kebab if kebab in properties else RENAMED.get(name, name)
+            gotype = facts.get(message, {}).get(json_name, "string?").partition(" ")[0]
+            if gotype.startswith("*") or "?" not in gotype:
+                flags |= 4
+            if kind.endswith("ExtraValue"):
+                kind, target = "strings", ""
+            elif target in wrapped:
+                kind = wrapped[target]
+                target = SCHEMA if kind.startswith("schema") else ""
+            elif target:
+                kind = "message"
+                wanted.append(target)
+            rows.append([number, json_name, kind, target, flags])
+        out[message] = sorted(rows)
+    return dict(sorted(out.items()))
 
 
 def main() -> None:
@@ -189,6 +273,8 @@ def main() -> None:
     lines = ",\n".join(f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}" for k, v in tables["definitions"].items())
     (API / "schema.json").write_text(f'{{"kinds":{json.dumps(tables["kinds"])},\n"definitions":{{\n{lines}\n}}}}\n')
     (API / "swagger.json.xz").write_bytes(lzma.compress(json.dumps(swagger, separators=(",", ":"), sort_keys=True).encode(), preset=9 | lzma.PRESET_EXTREME))
+    table = protobuf(swagger, json.loads((reference / "protobuf-fields.json").read_text()), tables, gotypes)
+    (API / "protobuf.json").write_text("{\n" + ",\n".join(f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}" for k, v in table.items()) + "\n}\n")
     objects = []
     for f in sorted((reference / "rbac").glob("*.yaml")):
         for doc in yaml.safe_load_all(f.read_text()):

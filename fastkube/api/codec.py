@@ -15,7 +15,7 @@ import orjson
 import yaml
 
 from fastkube._ext.scan import find
-from fastkube.api import schema
+from fastkube.api import protobuf, schema
 from fastkube.api.errors import ApiError, bad_request, unsupported_media_type
 from fastkube.api.schema import DecodeError, Node
 
@@ -137,6 +137,8 @@ def load(body: bytes, media_type: str = "application/json") -> Any:
     """A body as plain values. Raises ValueError in upstream's words."""
     if media_type in YAML_TYPES:
         return _load_yaml(body)[0]
+    if media_type == protobuf.MEDIA_TYPE:
+        return protobuf.decode(body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as e:
@@ -259,8 +261,8 @@ def read(
     try:
         if media_type in YAML_TYPES:
             value, twice = _load_yaml(body)
-        elif media_type in ("application/json", ""):
-            value = load(body)
+        elif media_type in ("application/json", protobuf.MEDIA_TYPE, ""):
+            value = load(body, media_type)
         else:
             raise unsupported_media_type(
                 "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"
@@ -273,7 +275,7 @@ def read(
             f' struct {{ APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }} ({_summary(body)})'
         )
     quiet = validation == "Ignore"
-    again = not quiet and media_type not in YAML_TYPES and schema.members(body) != schema.held(value)
+    again = not quiet and media_type not in (*YAML_TYPES, protobuf.MEDIA_TYPE) and schema.members(body) != schema.held(value)
     _check_kind(value, group, version, kind, body)
     custom = node is not None
     node = node or schema.of(group, version, kind)
