@@ -23,7 +23,8 @@ from fastkube.http.message import Response
 
 Json = Any
 
-PROTOBUF_TYPES = ("application/com.github.proto-openapi.spec.v2@v1.0+protobuf", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf")
+PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+_PROTOBUF_TYPES = (PROTOBUF, PROTOBUF.replace("v2.v1.0", "v2@v1.0"))  # old kubectl asks for the latter, but cannot read it as a Content-Type
 _JSON = "application/json"
 _FOREVER = (("Cache-Control", "public, immutable"), ("Expires", "Fri, 31 Dec 2100 00:00:00 GMT"))
 GZIP_LEVEL = 4
@@ -47,8 +48,8 @@ def accepts(accept: str) -> str:
         return _JSON
     for clause in accept.split(","):
         media = clause.partition(";")[0].strip()
-        if media in PROTOBUF_TYPES:
-            return media
+        if media in _PROTOBUF_TYPES:
+            return PROTOBUF
         if media in (_JSON, "*/*", "application/*"):
             return _JSON
     return ""
