@@ -57,6 +57,7 @@ def command(
     container_log_max_files: Annotated[int | None, typer.Option(min=2, help="log files kept per container")] = None,
     pod_logs_dir: Annotated[Path | None, typer.Option(help="where containers' logs are [default: ROOT_DIR/logs, /var/log/pods for the default root]")] = None,
     pod_network: Annotated[bool, typer.Option(help="set the built-in pod network up; without it, a CNI configuration of your own is used")] = True,
+    network_kubeconfig: Annotated[str, typer.Option(help="kubeconfig that may list nodes, for the built-in pod network's routes to other nodes")] = "",
     cni_conf_dir: Annotated[Path, typer.Option(help="where the built-in pod network's CNI configuration goes")] = Path("/etc/cni/net.d"),
     cluster_cidr: Annotated[str, typer.Option(help="address range of all pods")] = "10.244.0.0/16",
     service_cluster_ip_range: Annotated[str, typer.Option(help="address range of services")] = "10.96.0.0/12",
@@ -77,6 +78,7 @@ def command(
             cluster_dns, node_labels, register_with_taints, system_reserved, kube_reserved, eviction_hard, allowed_unsafe_sysctls, container_log_max_size
         )
         node = NodeConfig(kubeconfig=kubeconfig, root_dir=root_dir.absolute(), pod_network=pod_network, cni_conf_dir=cni_conf_dir, **settings)
+        node.network_kubeconfig = network_kubeconfig
         node.cluster_cidr, node.service_cidr = cluster_cidr, service_cluster_ip_range
         node.cert_dir = cert_dir or node.root_dir / "pki"
         node.name = hostname_override or machine.hostname()

@@ -198,6 +198,7 @@ class Cluster:
             f"--port={KUBELET_PORT}", f"--address={network.address}", f"--tls-cert-file={serving.cert}", f"--tls-private-key-file={serving.key}",
             f"--client-ca-file={self.pki.ca.cert}", f"--cluster-dns={DNS_ADDRESS}", "--cluster-domain=cluster.local",
             f"--cluster-cidr={machine.POD_CIDR}", f"--service-cluster-ip-range={machine.SERVICE_CIDR}", f"--pod-manifest-path={directory / 'manifests'}",
+            f"--network-kubeconfig={self._kubeconfig('proxy', self.pki.client('proxy'), url)}",
         ]  # fmt: skip
         proxy = [
             "proxy", f"--kubeconfig={self._kubeconfig('proxy', self.pki.client('proxy'), url)}", f"--hostname-override={name}", "--proxy-mode=ipvs",

@@ -50,11 +50,12 @@ Object = dict[str, Any]
 
 
 class Agent:
-    """`client` None: stand-alone, static pods only."""
+    """`client` None: stand-alone, static pods only. `network_client`: who may list nodes, for the routes of the built-in pod network."""
 
-    def __init__(self, config: NodeConfig, client: Client | None) -> None:
+    def __init__(self, config: NodeConfig, client: Client | None, network_client: Client | None = None) -> None:
         self.config = config
         self.client = client
+        self.network_client = network_client
         self.supervisor = Supervisor("node")
         config.root_dir.mkdir(parents=True, exist_ok=True)
         self.machine = machines.look(config.root_dir)
@@ -404,7 +405,7 @@ class Agent:
     async def _set_up_network(self, cidr: str) -> None:
         assert self.network is not None
         await self.network.set_up(cidr)
-        if self.client is not None:
+        if self.network_client is not None:
             self.supervisor.start("peers", self._follow_peers)
 
     async def _watch_network(self) -> None:
@@ -434,9 +435,9 @@ class Agent:
         return ""
 
     async def _follow_peers(self) -> None:
-        """Task: routes to the pods of the other nodes. Needs leave to list nodes, which a single node can do without."""
-        assert self.client and self.network
-        informer = Informer(self.client, "v1/nodes")
+        """Task: routes to the pods of the other nodes."""
+        assert self.network_client and self.network
+        informer = Informer(self.network_client, "v1/nodes")
         changed = asyncio.Event()
         informer.add_handler(lambda _: changed.set(), lambda _, __: changed.set(), lambda _: changed.set())
         task = self.supervisor.start("peer informer", informer.run)

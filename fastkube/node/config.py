@@ -82,6 +82,7 @@ class NodeConfig:
     restart_backoff_seconds_max: float = 300.0
     # the built-in pod network
     pod_network: bool = True
+    network_kubeconfig: str = ""  # credentials that may list nodes (the Node authorizer lets an agent see its own only)
     pod_cidr: str = ""
     cni_conf_dir: Path = Path("/etc/cni/net.d")
     cluster_cidr: str = "10.244.0.0/16"

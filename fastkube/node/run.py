@@ -22,15 +22,17 @@ class StartError(Exception):
 async def run(config: NodeConfig, stop: asyncio.Event) -> None:
     """Run the agent until `stop`; containers keep running. StartError when the runtime does not answer."""
     client = kubeconfig.load(config.kubeconfig, user_agent="fastkube-kubelet") if config.kubeconfig else None
-    agent = Agent(config, client)
+    network_client = kubeconfig.load(config.network_kubeconfig, user_agent="fastkube-node-network") if config.network_kubeconfig else None
+    agent = Agent(config, client, network_client)
     try:
         await _start(agent)
         log.info("node agent running", node=config.name, runtime=config.runtime_endpoint)
         await stop.wait()
     finally:
         await agent.close()
-        if client is not None:
-            await client.close()
+        for each in (client, network_client):
+            if each is not None:
+                await each.close()
 
 
 async def _start(agent: Agent) -> None:
