@@ -212,7 +212,7 @@ class Objects:
         obj = make(old)
         if not isinstance(obj, dict):
             obj = await obj
-        conditional = self._check_version(call, obj, kv)
+        self._check_version(call, obj, kv)
         meta.prepare_update(obj, old, call.namespace, endpoint.resource.namespaced)
         self._manage(call, old, obj)
         attributes = call.attributes("UPDATE", obj, old)
@@ -232,10 +232,8 @@ class Objects:
             written = await self._replace(call, key, kv, obj)
         except CompareFailed as e:
             attributes.undo()
-            if conditional:
-                raise errors.conflict(endpoint.plural, endpoint.group, call.name, errors.MODIFIED) from e
             call.warnings.clear()
-            return e
+            return e  # what names an older resourceVersion is refused at the next try; a patch is applied to what stands there now
         except BaseException:
             attributes.undo()
             raise
@@ -250,8 +248,8 @@ class Objects:
             raise errors.conflict(endpoint.plural, endpoint.group, name, f"Precondition failed: UID in precondition: {uid}, UID in object meta: {found}")
 
     @staticmethod
-    def _check_version(call: Call, obj: Object, kv: Any) -> bool:
-        """Whether the write names a resourceVersion; it is the stored one's, or 409."""
+    def _check_version(call: Call, obj: Object, kv: Any) -> None:
+        """The resourceVersion that the write names, if any, is the stored one's, or 409."""
         endpoint, metadata = call.endpoint, obj.setdefault("metadata", {})
         asked = metadata.get("resourceVersion") or ""
         if asked == "" or asked == "0":
@@ -259,12 +257,10 @@ class Objects:
                 problem = errors.invalid_value("metadata.resourceVersion", asked, "must be specified for an update")
                 raise errors.invalid(endpoint.kind, endpoint.group, call.name, [problem])
             metadata["resourceVersion"] = str(kv.mod_revision)
-            return False
-        if asked != str(kv.mod_revision):
+        elif asked != str(kv.mod_revision):
             if not asked.isdecimal():
                 raise errors.invalid(endpoint.kind, endpoint.group, call.name, [errors.invalid_value("metadata.resourceVersion", asked, f'strconv.ParseUint: parsing "{asked}": invalid syntax')])
             raise errors.conflict(endpoint.plural, endpoint.group, call.name, errors.MODIFIED)
-        return True
 
     async def _replace(self, call: Call, key: bytes, kv: Any, obj: Object) -> Written:
         """Write `obj` over `kv`; or remove it, when its deletion had begun and nothing holds it any more. Raises CompareFailed."""
