@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -15,22 +16,33 @@ from fastkube.client.rest import Client
 AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 
 
-async def served(client: Client) -> tuple[list[Resource], list[str]]:
-    """(every resource in its group's preferred version, the group versions whose discovery is stale). Raises ApiError."""
-    found: dict[tuple[str, str], Resource] = {}
-    stale: list[str] = []
+@dataclass(slots=True)
+class Served:
+    resources: list[Resource] = field(default_factory=list)  # each in its group's preferred version
+    kinds: dict[tuple[str, str], Resource] = field(default_factory=dict)  # (apiVersion, kind) -> resource, every version
+    stale: list[str] = field(default_factory=list)  # group versions whose server could not be asked
+
+
+async def served(client: Client) -> Served:
+    """Everything that is served now. Raises ApiError."""
+    out = Served()
+    preferred: set[tuple[str, str]] = set()
     for path in ("/api", "/apis"):
         status, _, body = await client.raw("GET", path, headers={"Accept": AGGREGATED})
         if status != 200:
             raise ApiError(status, "", f"discovery of {path} failed with status {status}")
         for group in orjson.loads(body).get("items") or ():
+            name = group["metadata"].get("name") or ""
             for version in group.get("versions") or ():
                 if version.get("freshness") == "Stale":
-                    stale.append(f"{group['metadata'].get('name', '')}/{version['version']}")
+                    out.stale.append(f"{name}/{version['version']}")
                 for item in version.get("resources") or ():
-                    resource = _resource(group["metadata"].get("name") or "", version["version"], item)
-                    found.setdefault((resource.group, resource.plural), resource)  # the preferred version comes first
-    return list(found.values()), stale
+                    resource = _resource(name, version["version"], item)
+                    out.kinds.setdefault((resource.api_version, resource.kind), resource)
+                    if (name, resource.plural) not in preferred:  # the preferred version comes first
+                        preferred.add((name, resource.plural))
+                        out.resources.append(resource)
+    return out
 
 
 def _resource(group: str, version: str, item: dict[str, Any]) -> Resource:

@@ -68,9 +68,9 @@ class Workqueue:
             try:
                 await getter
             except asyncio.CancelledError:
-                if getter.done() and not getter.cancelled():
+                if not getter.cancelled():
                     self._wake()  # the key we were woken for goes to somebody else
-                else:
+                elif getter in self._getters:
                     self._getters.remove(getter)
                 raise
         key = self._queue.popleft()

@@ -71,15 +71,15 @@ class GarbageCollector(Controller):
                 await self._stale.wait()
                 self._stale.clear()
                 try:
-                    found, stale = await discovery.served(self.client)
+                    served = await discovery.served(self.client)
                 except ApiError as e:
                     log.warning("discovery failed, trying again", error=e.message)
-                    found, stale = [], [""]
-                self._adjust(supervisor, [r for r in found if {"list", "watch", "delete"} <= set(r.verbs)], bool(stale))
+                    served = discovery.Served(stale=["all"])
+                self._adjust(supervisor, served)
                 for informer in list(self._monitored.values()):
                     await self._wait_synced(informer)
                 self._synced.set()
-                if stale:
+                if served.stale:
                     await asyncio.sleep(SYNC_RETRY_SECONDS)
                     self._stale.set()
 
@@ -89,20 +89,22 @@ class GarbageCollector(Controller):
         except TimeoutError:
             log.warning("kind cannot be listed, going on without it", resource=str(informer.resource))
 
-    def _adjust(self, supervisor: Supervisor, wanted: list[Resource], keep_missing: bool) -> None:
+    def _adjust(self, supervisor: Supervisor, served: discovery.Served) -> None:
         """Start monitors of new kinds, stop those of kinds that are no longer served."""
+        self._by_kind.update(served.kinds)
+        wanted = [r for r in served.resources if {"list", "watch", "delete"} <= set(r.verbs) and f"{r.plural}.{r.group}".rstrip(".") not in IGNORED]
         for resource in wanted:
-            self._by_kind[resource.api_version, resource.kind] = resource
-            if f"{resource.plural}.{resource.group}".rstrip(".") not in IGNORED and resource not in self._monitored:
+            if resource not in self._monitored:
                 self._start(supervisor, resource)
-        if not keep_missing:
-            for resource in [r for r in self._monitored if r not in wanted]:
-                informer = self._monitored.pop(resource)
-                task = self._own.pop(resource, None)
-                if task is not None:
-                    task.cancel()
-                for obj in informer.list():
-                    self.graph.forget(obj["metadata"]["uid"])
+        if served.stale:
+            return  # what is missing may only be unreachable
+        for resource in [r for r in self._monitored if r not in wanted]:
+            informer = self._monitored.pop(resource)
+            task = self._own.pop(resource, None)
+            if task is not None:
+                task.cancel()
+            for obj in informer.list():
+                self.graph.forget(obj["metadata"]["uid"])
 
     def _start(self, supervisor: Supervisor, resource: Resource) -> None:
         informer = self.context.informers.find(resource)
@@ -113,8 +115,17 @@ class GarbageCollector(Controller):
         informer.add_handler(
             lambda obj: self.graph.observe(resource, obj),
             lambda old, new: self.graph.observe(resource, new),
-            lambda obj: self.graph.forget(obj["metadata"]["uid"]),
+            self._gone,
         )
+
+    def _gone(self, obj: Object) -> None:
+        self._remember_absent(obj["metadata"]["uid"])
+        self.graph.forget(obj["metadata"]["uid"])
+
+    def _remember_absent(self, memo: str) -> None:
+        self._absent[memo] = None
+        if len(self._absent) > ABSENT_OWNERS_MAX:
+            self._absent.popitem(last=False)
 
     # --- work ---
 
@@ -166,7 +177,7 @@ class GarbageCollector(Controller):
     async def _is_absent(self, owner: Identity, node: Node) -> bool:
         """Ask the server whether the object of that uid is there; what was once absent stays so (uids are never used again)."""
         memo = f"{owner.namespace}/{owner.uid}"
-        if memo in self._absent:
+        if owner.uid in self._absent or memo in self._absent:
             return True
         resource = self._by_kind.get((owner.api_version, owner.kind))
         if resource is None:
@@ -184,9 +195,7 @@ class GarbageCollector(Controller):
         known = self.graph.nodes.get(owner.uid)
         if known is not None and not known.virtual:
             self._tell_invalid(node, owner)  # it is there, but in another namespace
-        self._absent[memo] = None
-        if len(self._absent) > ABSENT_OWNERS_MAX:
-            self._absent.popitem(last=False)
+        self._remember_absent(memo)
         return True
 
     def _tell_invalid(self, node: Node, owner: Identity) -> None:
@@ -232,8 +241,17 @@ class GarbageCollector(Controller):
 
     async def _delete(self, node: Node, propagation: str) -> None:
         resource, name, namespace = self._where(node)
+        uid = node.identity.uid
         try:
-            await self.client.delete(resource, name, namespace, propagation=propagation, uid=node.identity.uid, resource_version=node.version)
+            try:
+                await self.client.delete(resource, name, namespace, propagation=propagation, uid=uid, resource_version=node.version)
+            except ApiError as e:
+                if e.code != 409:
+                    raise
+                fresh = (await self.client.get(resource, name, namespace))["metadata"]
+                if fresh["uid"] != uid or tuple(fresh.get("ownerReferences") or ()) != node.owners:
+                    raise  # its event will tell
+                await self.client.delete(resource, name, namespace, propagation=propagation, uid=uid, resource_version=fresh["resourceVersion"])
         except ApiError as e:
             if e.code != 404:
                 raise

@@ -70,13 +70,13 @@ class NamespaceController(Controller):
         if FINALIZER not in (namespace.get("spec") or {}).get("finalizers", ()):
             return None  # done; what is left are other people's finalizers
         try:
-            resources, stale = await discovery.served(self.client)
+            served = await discovery.served(self.client)
         except ApiError as e:
             await self._report(namespace, Remains(failures=[e.message]), [e.message])
             raise
-        remains = await self._empty(key, [r for r in resources if r.namespaced])
-        namespace = await self._report(namespace, remains, stale)
-        if not remains.empty or stale:
+        remains = await self._empty(key, [r for r in served.resources if r.namespaced])
+        namespace = await self._report(namespace, remains, served.stale)
+        if not remains.empty or served.stale:
             self._tries[key] += 1
             return min(RETRY_SECONDS_MIN * 2 ** min(self._tries[key], 20), RETRY_SECONDS_MAX)
         await self._finalize(namespace)
