@@ -314,13 +314,15 @@ class IPAddresses:
             await self._wake.wait()
             self._wake.clear()
             dirty, self._dirty = self._dirty, set()
+            failed = set()
             for text in dirty:
                 try:
                     await self._reconcile(text)
                 except ApiError:
-                    self._dirty.add(text)
-            if self._dirty:
+                    failed.add(text)
+            if failed:
                 await asyncio.sleep(self.RETRY_SECONDS)
+                self._dirty |= failed
                 self._wake.set()
 
     def _changed(self, new: Object | None, old: Object | None) -> None:

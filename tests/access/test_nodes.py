@@ -34,7 +34,9 @@ pods = st.fixed_dictionaries(
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("pod"), st.sampled_from(("a", "b", "c")), st.none() | pods),
-        st.tuples(st.just("volume"), st.sampled_from(("pv1", "pv2")), st.none() | st.tuples(st.sampled_from((None, "v1", "v2")), st.sampled_from((None, "s1", "s2")))),
+        st.tuples(
+            st.just("volume"), st.sampled_from(("pv1", "pv2")), st.none() | st.tuples(st.sampled_from((None, "v1", "v2")), st.sampled_from((None, "s1", "s2")))
+        ),
     ),
     max_size=10,
 )
@@ -72,7 +74,9 @@ def test_a_node_reads_what_its_pods_use_and_nothing_else(changes: list[Any]) -> 
         else:
             claim, secret = value
             spec: dict[str, Any] = {"csi": {"driver": "d", "nodePublishSecretRef": {"namespace": "d", "name": secret}}} if secret else {"hostPath": {}}
-            reader.put("v1/persistentvolumes", {"metadata": {"name": name}, "spec": {**spec, **({"claimRef": {"namespace": "d", "name": claim}} if claim else {})}})
+            reader.put(
+                "v1/persistentvolumes", {"metadata": {"name": name}, "spec": {**spec, **({"claimRef": {"namespace": "d", "name": claim}} if claim else {})}}
+            )
             volumes[name] = value
         for node, user in (("n1", N1), ("n2", N2)):
             mine = [p for p in running.values() if p["node"] == node]
@@ -105,7 +109,10 @@ def test_a_node_reads_what_its_pods_use_and_nothing_else(changes: list[Any]) -> 
         (info("get", "secrets", "d", "s"), "no relationship found between node 'n1' and this object"),
         (info("delete", "secrets", "d", "s"), "can only read resources of this type"),
         (info("get", "leases", "kube-node-lease", "n1", group="coordination.k8s.io"), True),
-        (info("update", "leases", "kube-node-lease", "n2", group="coordination.k8s.io"), "can only access node lease with the same name as the requesting node"),
+        (
+            info("update", "leases", "kube-node-lease", "n2", group="coordination.k8s.io"),
+            "can only access node lease with the same name as the requesting node",
+        ),
         (info("get", "leases", "kube-system", "n1", group="coordination.k8s.io"), 'can only access leases in the "kube-node-lease" system namespace'),
         (info("create", "events", "d"), True),
         (info("list", "services"), True),
@@ -124,9 +131,23 @@ def test_what_is_not_about_the_graph(request_: RequestInfo, want: bool | str) ->
 
 
 def test_labels_that_are_not_the_agents() -> None:
-    mine = ["kubernetes.io/hostname", "topology.kubernetes.io/zone", "node.kubernetes.io/x", "a.node.kubernetes.io/x", "kubelet.kubernetes.io/y", "example.com/z", "plain"]
+    mine = [
+        "kubernetes.io/hostname",
+        "topology.kubernetes.io/zone",
+        "node.kubernetes.io/x",
+        "a.node.kubernetes.io/x",
+        "kubelet.kubernetes.io/y",
+        "example.com/z",
+        "plain",
+    ]
     assert forbidden_labels(mine) == []
-    others = ["node-restriction.kubernetes.io/a", "x.node-restriction.kubernetes.io/b", "node-role.kubernetes.io/control-plane", "foo.k8s.io/c", "kubernetes.io/d"]
+    others = [
+        "node-restriction.kubernetes.io/a",
+        "x.node-restriction.kubernetes.io/b",
+        "node-role.kubernetes.io/control-plane",
+        "foo.k8s.io/c",
+        "kubernetes.io/d",
+    ]
     assert forbidden_labels([*mine, *others]) == sorted(others)
 
 

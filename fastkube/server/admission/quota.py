@@ -43,9 +43,13 @@ class Ledger:
         self.used: Amounts = dict.fromkeys(self.hard, 0)
         self.held: Amounts = dict.fromkeys(self.hard, 0)
 
+    def concerns(self, resource: Resource, obj: Object) -> bool:
+        """Whether this quota looks at `obj` at all."""
+        return (resource.group, resource.plural) in self.governs and in_scope(self.spec, obj)
+
     def usage(self, resource: Resource, obj: Object | None) -> Amounts:
         """What `obj` takes of what this quota bounds."""
-        if obj is None or (resource.group, resource.plural) not in self.governs or not in_scope(self.spec, obj):
+        if obj is None or not self.concerns(resource, obj):
             return {}
         return {name: amount for name, amount in evaluator(resource)(obj).items() if name in self.hard}
 
@@ -105,10 +109,10 @@ class ResourceQuota(Plugin):
         obj, resource = attributes.obj, attributes.resource
         holds: list[tuple[Ledger, Amounts]] = []
         for ledger in ledgers.values():
-            usage = ledger.usage(resource, obj)
-            if not usage:
+            if not ledger.concerns(resource, obj):
                 continue
             self._demand(attributes, ledger, obj)
+            usage = ledger.usage(resource, obj)
             before = ledger.usage(resource, attributes.old)
             wanted = {name: amount - before.get(name, 0) for name, amount in usage.items() if amount > before.get(name, 0)}
             if not wanted:
@@ -127,13 +131,15 @@ class ResourceQuota(Plugin):
             await asyncio.sleep(STATUS_DELAY_SECONDS)
             self._wake.clear()
             dirty, self._dirty = self._dirty, set()
+            failed = set()
             for key in dirty:
                 try:
                     await self._write_status(*key)
                 except ApiError:
-                    self._dirty.add(key)
-            if self._dirty:
+                    failed.add(key)
+            if failed:
                 await asyncio.sleep(STATUS_RETRY_SECONDS)
+                self._dirty |= failed
                 self._wake.set()
 
     # -- admission ----------------------------------------------------------------------------------------------------------------------------
@@ -180,7 +186,8 @@ class ResourceQuota(Plugin):
             return
         if old is None or old["spec"] != new["spec"]:
             self._open(namespace, Ledger(new))
-        self._touch(namespace, name)
+        if new.get("status") != self._ledgers[namespace][name].status():
+            self._touch(namespace, name)
 
     def _open(self, namespace: str, ledger: Ledger) -> None:
         """Count what is there, and follow it from now on. What is in flight for the ledger's predecessor stays held."""
