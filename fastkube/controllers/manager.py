@@ -80,6 +80,8 @@ class Config:
     cluster_signing_key_file: Path | None = None
     secure_port: int = 0
     bind_address: str = "127.0.0.1"
+    tls_cert_file: Path | None = None
+    tls_private_key_file: Path | None = None
     options: Options = field(default_factory=Options)
 
 
