@@ -117,7 +117,7 @@ def test_one_commit_to_1000_watchers_10_match(cpu, loop, store):
         store.watch(b"/registry/pods/ns-%d/" % i, b"/registry/pods/ns-%d0" % i, on_events=seen.append)
     for _ in range(10):
         store.watch(b"/registry/pods/default/", b"/registry/pods/default0", on_events=seen.append)
-    tree, hub = store._tree, store._hub
+    tree, hub = store._tree, store._feed._hub
 
     async def churn():
         await asyncio.gather(*[store.put(b"/registry/pods/default/web-%06d" % i, VALUE) for i in range(1000)])

@@ -102,7 +102,7 @@ async def work(directory: Path, keys: int) -> None:
 
     pauses = Pauses()
     await store.compact(store.revision)
-    while store._trimming:
+    while store._upkeep.trimming:
         await asyncio.sleep(0)
     show("longest turn: compaction of all history", await pauses.stop(), "ms", "floor 5")
 

@@ -385,6 +385,8 @@ cdef class Tree:
 
         None, and nothing done, when `expect` (>= 0) is not the key's mod_revision (0: the key must not exist).
         """
+        if key is None or value is None:
+            raise TypeError("a key and a value are bytes")
         cdef PyObject* found = self._find(key)
         cdef Entry entry
         cdef KeyValue prev = None, kv
@@ -428,6 +430,8 @@ cdef class Tree:
 
     cpdef Event delete(self, bytes key, int64_t revision):
         """Delete at the head, as part of `revision`. None, and nothing done, when the key does not exist."""
+        if key is None:
+            raise TypeError("a key is bytes")
         cdef PyObject* found = self._find(key)
         if found == NULL or (<Entry> found).newest.version == 0:
             return None
@@ -448,7 +452,7 @@ cdef class Tree:
         self._append(event)
         return event
 
-    def newest(self, bytes key):
+    def newest(self, bytes key not None):
         """What stands at the head: for the evaluation of writes only."""
         cdef PyObject* found = self._find(key)
         if found == NULL or (<Entry> found).newest.version == 0:
@@ -568,13 +572,11 @@ cdef class Tree:
         cdef KeyValue kv
         if revision > self.compacted:
             revision = self.compacted
-        while self.prune_at < self.visible_at:
+        while self.prune_at < self.visible_at and limit > 0:
             event = <Event> event_at(self, self.prune_at)
             kv = event.kv
             if kv.mod_revision > revision:
                 break
-            if limit <= 0:
-                return False
             limit -= 1
             self.prune_at += 1
             if kv.older is not None:
@@ -591,7 +593,7 @@ cdef class Tree:
             self.history_bytes -= EVENT_BYTES
             if self.log_start % CHUNK == 0:
                 self._free_chunk(self.log_start)
-        return True
+        return limit > 0
 
     # Snapshots
 

@@ -100,6 +100,10 @@ class Overloaded(StoreError):
     """More unsynced bytes wait for the disk than the store takes; try again later (etcd: too many requests)."""
 
 
+class TooLarge(StoreError):
+    """More bytes than one write may have."""
+
+
 class LeaseNotFound(StoreError):
     """There is no such lease."""
 
@@ -141,7 +145,12 @@ class Watcher(Protocol):
 
 class Store(Protocol):
     revision: int  # the visible revision: all of it is on disk
-    compacted: int  # reads below it raise Compacted
+    failure: StoreError | None  # why no writes are taken, once they are not: before the start, after the end, after a failed fsync
+
+    @property
+    def compacted(self) -> int:
+        """Reads below it raise Compacted."""
+        ...
 
     def get(self, key: bytes, revision: int = 0) -> KeyValue | None: ...
 

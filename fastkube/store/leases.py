@@ -21,7 +21,7 @@ class Lease:
 class Leases:
     def __init__(self) -> None:
         self._leases: dict[int, Lease] = {}
-        self._heap: list[tuple[float, int]] = []  # (deadline, id); entries that no longer agree with the lease are stale
+        self._heap: list[tuple[float, int]] = []  # (deadline when pushed, id): a lease expires no earlier than its earliest entry
 
     def __contains__(self, lease_id: int) -> bool:
         return lease_id in self._leases
@@ -40,13 +40,14 @@ class Leases:
         heapq.heappush(self._heap, (lease.deadline, lease_id))
         return lease
 
+    def forget(self, lease_id: int) -> None:
+        """It is revoked, or its grant is taken back."""
+        self._leases.pop(lease_id, None)
+
     def restore(self, lease: Lease) -> None:
-        """Undo a revocation."""
+        """Its revocation is taken back."""
         self._leases[lease.id] = lease
         heapq.heappush(self._heap, (lease.deadline, lease.id))
-
-    def revoke(self, lease_id: int) -> Lease | None:
-        return self._leases.pop(lease_id, None)
 
     def keep_alive(self, lease_id: int, now: float) -> Lease | None:
         """Start its time to live afresh."""
@@ -54,13 +55,6 @@ class Leases:
         if lease is not None:
             lease.deadline = now + lease.ttl  # the heap's entry comes up early and is then put right: no push per renewal
         return lease
-
-    def renew_all(self, now: float) -> None:
-        """Every lease lives its whole time from now on: after recovery."""
-        for lease in self._leases.values():
-            lease.deadline = now + lease.ttl
-        self._heap = [(lease.deadline, lease.id) for lease in self._leases.values()]
-        heapq.heapify(self._heap)
 
     def attach(self, lease_id: int, key: bytes) -> None:
         lease = self._leases.get(lease_id)
@@ -72,22 +66,14 @@ class Leases:
         if lease is not None:
             lease.keys.discard(key)
 
-    def next_deadline(self) -> float | None:
-        """No lease expires before this."""
-        return self._heap[0][0] if self._heap else None
-
-    def expired(self, now: float, limit: int) -> list[int]:
-        """Up to `limit` ids whose deadline has passed; each is named again at a later call unless it is revoked or kept alive."""
-        found: list[int] = []
-        again: list[tuple[float, int]] = []
-        while self._heap and self._heap[0][0] <= now and len(found) < limit:
-            deadline, lease_id = heapq.heappop(self._heap)
+    def pop_expired(self, now: float) -> int | None:
+        """A lease whose deadline has passed, to be revoked; it is not named again."""
+        while self._heap and self._heap[0][0] <= now:
+            _, lease_id = heapq.heappop(self._heap)
             lease = self._leases.get(lease_id)
-            if lease is None or lease.deadline < deadline:
-                continue  # revoked, or an older entry stands for it
-            again.append((lease.deadline, lease_id))
-            if lease.deadline <= now and lease_id not in found:
-                found.append(lease_id)
-        for entry in again:
-            heapq.heappush(self._heap, entry)
-        return found
+            if lease is None:
+                continue
+            if lease.deadline <= now:
+                return lease_id
+            heapq.heappush(self._heap, (lease.deadline, lease_id))
+        return None

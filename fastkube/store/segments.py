@@ -10,14 +10,19 @@ the header's. Creations and renames are made durable by syncing the directory.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from fastkube._ext import wal
 from fastkube.store.interface import InUse, StoreDamaged
+
+T = TypeVar("T")
 
 SEGMENT_BYTES_MAX = 64 << 20  # a segment is ended after the group that passes this
 HEADER = struct.Struct("<8sQQII")  # magic, store id, number (sequence or revision), first segment to replay (snapshots), CRC32C of what is before
@@ -36,6 +41,16 @@ END = 18  # i64 number of keys
 
 I64 = struct.Struct("<q")
 PAIR = struct.Struct("<qq")
+
+
+async def in_thread(work: Callable[..., T], *args: Any) -> T:
+    """Run `work` in a thread, to its end even when the caller is cancelled: a descriptor must not be closed under it."""
+    future = asyncio.get_running_loop().run_in_executor(None, work, *args)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
 
 
 def header(magic: bytes, store_id: int, number: int, first_segment: int = 0) -> bytes:

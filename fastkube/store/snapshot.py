@@ -6,7 +6,6 @@ instant; each slice is encoded on the loop (at most a millisecond) and written b
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from fastkube._ext import wal
 from fastkube._ext.tree import Tree
 from fastkube.store import segments
-from fastkube.store.segments import I64, PAIR
+from fastkube.store.segments import I64, PAIR, in_thread
 
 SLICE_BYTES = 512 << 10  # of keys and values, encoded at one go
 
@@ -25,25 +24,24 @@ async def write(
     """Write the state at `revision`, from which the log goes on in `first_segment`. `leases`: (id, ttl). Raises OSError."""
     path = segments.snapshot_path(directory, revision)
     beside = path.with_suffix(".tmp")
-    loop = asyncio.get_running_loop()
-    fd = await loop.run_in_executor(None, os.open, beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = await in_thread(os.open, beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         head = segments.header(segments.SNAPSHOT_MAGIC, store_id, revision, first_segment)
         crc = segments.HEADER.unpack(head)[4]
-        await loop.run_in_executor(None, _write_all, fd, head)
+        await in_thread(_write_all, fd, head)
         packed = b"".join(PAIR.pack(lease, ttl) for lease, ttl in leases)
         after: bytes | None = None
         keys = 0
         data, crc = wal.frame(segments.LEASES, packed, crc)
         while True:
-            await loop.run_in_executor(None, _write_all, fd, data)
+            await in_thread(_write_all, fd, data)
             payload, after, n = tree.dump(after, revision, SLICE_BYTES)
             keys += n
             data, crc = wal.frame(segments.KEYS, payload, crc)
             if after is None:
                 break
         end, crc = wal.frame(segments.END, I64.pack(keys), crc)
-        await loop.run_in_executor(None, _finish, fd, data + end, beside, path, fsync)
+        await in_thread(_finish, fd, data + end, beside, path, fsync)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

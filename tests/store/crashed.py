@@ -45,7 +45,7 @@ async def maintain(store: EmbeddedStore) -> None:
             await store.compact(max(store.revision - 200, 2))
         except StoreError:
             continue
-        await store._cut_log()
+        await store._upkeep.cut_log()
         await store.snapshot()
 
 

@@ -165,7 +165,7 @@ async def test_segments_must_be_complete_and_belong_together(tmp_path):
     await store.start()
     for _ in range(30):
         await store.put(b"/a", os.urandom(1000))
-        await store._cut_log()
+        await store._upkeep.cut_log()
     expected = state(store._tree)
     await store.close()
     listed = segments.numbered(tmp_path / "a", "wal")
@@ -199,7 +199,7 @@ async def test_log_is_cut_by_snapshots_and_comes_back(tmp_path):
     await store.put(b"/leased", b"", lease=lease)
     for i in range(300):
         await store.put(b"/k/%d" % (i % 7), os.urandom(1000))
-        await store._cut_log()
+        await store._upkeep.cut_log()
         if i % 100 == 99:
             await store.snapshot()
     expected, compacted = state(store._tree), store.compacted
@@ -252,7 +252,7 @@ async def test_snapshot_is_of_one_instant_while_writes_go_on(tmp_path, monkeypat
 async def test_a_failing_disk_stops_the_writer_for_good(tmp_path, call, after):
     store = EmbeddedStore(tmp_path)
     await store.start()
-    store._journal.fail(call, after, errno.EIO, 10)
+    store._log.journal.fail(call, after, errno.EIO, 10)
     acknowledged = {}
     for i in range(8):
         key = b"/k/%d" % i
@@ -281,7 +281,7 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path, partial):
     await store.put(b"/k", b"0", lease=lease)
     seen: list = []
     store.watch(b"/", b"0", on_events=seen.extend)
-    store._journal.fail("write", 1, errno.ENOSPC, partial)
+    store._log.journal.fail("write", 1, errno.ENOSPC, partial)
     first = store.put(b"/k", b"1")
     await asyncio.sleep(0)  # the group is on its way now; these wait behind it
     behind = [store.put(b"/k", b"2", expect=3), store.delete(b"/k"), store.put(b"/new", b"", lease=lease), store.lease_revoke(lease), store.lease_grant(5, 99)]
@@ -366,10 +366,10 @@ async def test_segments_know_where_they_begin_under_pipelined_groups(tmp_path):
         for i in range(100):
             await store.put(b"/k/%d" % w, bytes(200 + w))
             if w == 0 and i % 3 == 0:
-                await store._cut_log()
+                await store._upkeep.cut_log()
 
     await asyncio.gather(*[write(w) for w in range(16)])
-    listed = store._recovered.segments
+    listed = store._log.segments
     assert len(listed) > 10
     for segment in listed:
         path = segments.segment_path(tmp_path, segment.sequence)
