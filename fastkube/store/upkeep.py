@@ -43,6 +43,7 @@ class Upkeep:
         self._history_bytes = history_bytes
         self._log: WriteAheadLog | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)  # (wall time, revision visible then)
+        self._snapshotting = asyncio.Lock()
         self._hold: int | None = None  # history from this revision on is needed by a snapshot
         self.trimming = False
 
@@ -138,6 +139,10 @@ class Upkeep:
 
     async def snapshot(self) -> None:
         """Write the state at the compacted revision. Failures are logged: the log stands for itself."""
+        async with self._snapshotting:
+            await self._snapshot()
+
+    async def _snapshot(self) -> None:
         assert self._log is not None
         revision = self._hold = max(self._tree.compacted, 1)
         self._tree.compact(revision)
