@@ -372,6 +372,7 @@ class Connection(asyncio.Protocol):
             await _discard(done)
         else:
             self._respond(request, done)
+            self._next()
 
     def _respond(self, request: Request | None, answer: Answer) -> None:
         if isinstance(answer, Upgrade):

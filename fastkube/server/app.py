@@ -226,9 +226,7 @@ class ApiServer:
             return read.list_(self.store, endpoint, request)
         if verb == "watch":
             return watch(self.watching, endpoint, request)
-        if spec.namespaced and not info.namespace:
-            if spec.plural == "bindings" or verb != "deletecollection":
-                raise _not_allowed()
+        if (spec.namespaced and not info.namespace) or (not info.name and verb in ("update", "patch")):
             raise _not_allowed()
         if verb == "create":
             if spec.group in REVIEW_GROUPS:
@@ -241,10 +239,12 @@ class ApiServer:
 
     def _review(self, endpoint: Endpoint, request: Request) -> Response:
         obj, warnings = endpoint.read(request.body, content_type(request), request.param("fieldValidation") or "Warn")
+        call = write.call_of(endpoint, request, None, "CreateOptions")
         reviews: Any = self.identities if endpoint.group == "authentication.k8s.io" else self.permissions
         namespace = request.info.namespace
         arguments = (request.user, namespace, request.info.name, obj) if reviews is self.identities else (request.user, namespace, obj)
         obj.setdefault("metadata", {})
+        self.objects.manage(call, None, obj)
         return read.shown(request, orjson.dumps(reviews.answer(endpoint.plural, *arguments)), endpoint.printer, 201, write.warning_headers(warnings))
 
     # ---- what is no resource
@@ -255,6 +255,18 @@ class ApiServer:
         for kind in ("healthz", "livez", "readyz"):
             add[f"/{kind}"] = self.health.answer
         add["/metrics"] = lambda r: Response(200, self.metrics.render(), "text/plain; version=0.0.4; charset=utf-8")
+        if self.issuer is not None:
+            add["/.well-known/openid-configuration"] = lambda r: self._discovery_document(self.issuer.configuration(self._own_url()), JSON)
+            add["/openid/v1/jwks"] = lambda r: self._discovery_document(self.issuer.jwks(), "application/jwk-set+json")
+
+    def _own_url(self) -> str:
+        host = self.config.advertise_address
+        return f"https://{f'[{host}]' if ':' in host else host}:{self.addresses[0][1] if self.addresses else self.config.secure_port}"
+
+    @staticmethod
+    def _discovery_document(document: Object, media: str) -> Response:
+        """For relying parties of service-account tokens (OpenID Connect Discovery 1.0)."""
+        return Response(200, orjson.dumps(document), media, [("Cache-Control", "public, max-age=3600")])
 
     def _nonresource(self, request: Request) -> Answer | Awaitable[Answer]:
         path = request.path.rstrip("/") or "/"

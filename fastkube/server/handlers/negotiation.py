@@ -6,17 +6,18 @@ ask for is remembered.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import orjson
 import yaml
 
-from fastkube.api.errors import ApiError, not_acceptable, unsupported_media_type
+from fastkube.api.errors import ApiError, unsupported_media_type
 from fastkube.http.message import Request
 
 ACCEPTS_MAX = 1024
 JSON, YAML, PROTOBUF = "application/json", "application/yaml", "application/vnd.kubernetes.protobuf"
-_SERVED = f"{JSON}, {YAML}"
+_SERVED = f"{JSON}, {YAML}, {PROTOBUF}"
 _TRANSFORMS = ("Table", "PartialObjectMetadata", "PartialObjectMetadataList")
 
 
@@ -76,7 +77,7 @@ def negotiate(request: Request) -> Form:
         if len(_known) < ACCEPTS_MAX:
             _known[accept] = form
     if form is None:
-        raise not_acceptable(f"the server was unable to respond with a content type that the client supports: only the following media types are accepted: {_SERVED}")
+        raise ApiError(406, "NotAcceptable", f"406: Not Acceptable\n\nAvailable representations: {_SERVED}", {})
     if request.raw_query and "pretty=" in request.raw_query and request.param("pretty").lower() in ("1", "true"):
         return form._replace(pretty=True)
     return form
@@ -84,15 +85,33 @@ def negotiate(request: Request) -> Form:
 
 def render(obj: Any, form: Form) -> bytes:
     if form.media == YAML:
-        return yaml.dump(obj, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=True).encode()
+        return yaml.dump(obj, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=True, width=2**31).encode()
     if form.pretty:
         return orjson.dumps(obj, option=orjson.OPT_INDENT_2)
     return orjson.dumps(obj)
 
 
-class _Dumper(yaml.CSafeDumper):
+# Plain words that YAML 1.1 readers take for something else than a string, as Go's writer knows them.
+_NOT_STRINGS = re.compile(
+    r"~|null|Null|NULL||[yYnN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|true|True|TRUE|false|False|FALSE"
+    r"|[-+]?[0-9][0-9_]*|[-+]?0[xX][0-9a-fA-F_]+|[-+]?0[bB][01_]+|0o[0-7_]+|[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|<<|="
+)
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """YAML as Go's writer has it: no aliases, texts of several lines as blocks, what would read as something else in double quotes."""
+
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def _text(dumper: Any, data: str) -> Any:
+    style = "|" if "\n" in data else '"' if _NOT_STRINGS.fullmatch(data) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def content_type(request: Request, accepted: tuple[str, ...] = (JSON, YAML, PROTOBUF)) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastkube.api import codec, errors, meta, tables
-from fastkube.api.errors import ApiError
+from fastkube.api.errors import ApiError, bad_request
 from fastkube.http.message import Answer, Request, Response
 from fastkube.server import authz
 from fastkube.server.handlers import read, write
@@ -107,8 +107,9 @@ class Subresources:
     async def _pods_eviction(self, endpoint: Endpoint, request: Request) -> Answer:
         app = self.app
         call = write.call_of(endpoint, request, app.admission, "CreateOptions")
-        eviction, _ = codec.read(request.body, content_type(request), "policy", "v1", "Eviction", validation=call.validation)
-        meta.check_name(eviction, call.name)
+        eviction, call.warnings[:] = codec.read(request.body, content_type(request), "policy", "v1", "Eviction", validation=call.validation)
+        if (eviction["metadata"].get("name") or call.name) != call.name:
+            raise bad_request("name in URL does not match name in Eviction object")
         await self._admit(call, eviction)
         options = write.options_of(eviction.get("deleteOptions") or {}, request)
         call.dry_run = call.dry_run or options.dry_run

@@ -83,8 +83,8 @@ async def create(objects: Objects, endpoint: Endpoint, request: Request, admissi
     call = call_of(endpoint, request, admission, "CreateOptions")
     obj, warnings = endpoint.read(request.body, content_type(request), call.validation)
     call.warnings += warnings
-    if request.info.name:
-        meta.check_name(obj, request.info.name)
+    if (obj.get("metadata") or {}).get("resourceVersion"):
+        raise bad_request("resourceVersion should not be set on objects to be created")
     written = await objects.create(call, obj)
     return answer(call, request, written, 201)
 
