@@ -255,9 +255,10 @@ class ApiServer:
         for kind in ("healthz", "livez", "readyz"):
             add[f"/{kind}"] = self.health.answer
         add["/metrics"] = lambda r: Response(200, self.metrics.render(), "text/plain; version=0.0.4; charset=utf-8")
-        if self.issuer is not None:
-            add["/.well-known/openid-configuration"] = lambda r: self._discovery_document(self.issuer.configuration(self._own_url()), JSON)
-            add["/openid/v1/jwks"] = lambda r: self._discovery_document(self.issuer.jwks(), "application/jwk-set+json")
+        issuer = self.issuer
+        if issuer is not None:
+            add["/.well-known/openid-configuration"] = lambda r: self._discovery_document(issuer.configuration(self._own_url()), JSON)
+            add["/openid/v1/jwks"] = lambda r: self._discovery_document(issuer.jwks(), "application/jwk-set+json")
 
     def _own_url(self) -> str:
         host = self.config.advertise_address

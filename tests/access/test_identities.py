@@ -73,7 +73,7 @@ async def test_anonymous_sees_health_and_version_only(cluster: Cluster) -> None:
     }
     assert {path for path, status in seen.items() if status == 200} == {"/healthz", "/livez", "/readyz", "/version"}
     assert all(status == 403 for path, status in seen.items() if path not in ("/healthz", "/livez", "/readyz", "/version")), seen
-    status, answer, _ = await cluster.raw("GET", "/metrics")
+    _, answer, _ = await cluster.raw("GET", "/metrics")
     assert answer["message"] == 'forbidden: User "system:anonymous" cannot get path "/metrics"'
 
 

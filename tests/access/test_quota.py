@@ -32,6 +32,10 @@ def sized(name: str, cpu: str, **spec: Any) -> dict[str, Any]:
     return obj
 
 
+def counted(objs: list[dict[str, Any]], names: Any) -> dict[str, int]:
+    return {name: sum(of_pod(obj).get(name, 0) for obj in objs) for name in names}
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("create"), st.sampled_from("abcdef"), st.sampled_from(("100m", "1", "1500m"))),
@@ -74,9 +78,8 @@ def test_admitted_and_stored_never_exceed_the_quota(changes: list[Any]) -> None:
             reader.put(PODS, {**stored, "status": {"phase": "Succeeded"}})
         stored_pods = list(reader.list(PODS, "d"))
         ledger = plugin._ledgers["d"]["q"]
-        count = lambda objs: {n: sum(of_pod(o).get(n, 0) for o in objs) for n in ledger.hard}  # noqa: E731
-        assert ledger.used == count(stored_pods)
-        assert ledger.held == count([o for _, o in flying])
+        assert ledger.used == counted(stored_pods, ledger.hard)
+        assert ledger.held == counted([o for _, o in flying], ledger.hard)
         assert all(ledger.used[n] + ledger.held[n] <= ledger.hard[n] for n in ledger.hard)
     # a ledger opened now counts the same
     fresh = ResourceQuota(reader, NoWriter())  # type: ignore[arg-type]

@@ -311,3 +311,18 @@ def test_a_bad_token_file_is_named_with_its_line(tmp_path: Any, text: str) -> No
         StaticTokens.load(path)
     with pytest.raises(ConfigError, match="cannot load"):
         StaticTokens.load(tmp_path / "absent")
+
+
+async def test_relying_parties_find_the_keys(cluster: Cluster) -> None:
+    await cluster.account()
+    token = await request(cluster)
+    status, _, _ = await cluster.raw("GET", "/.well-known/openid-configuration")
+    assert status == 403  # anonymous may not, as upstream; service accounts may (system:service-account-issuer-discovery)
+    headers = {"authorization": f"Bearer {token}"}
+    status, document, _ = await cluster.raw("GET", "/.well-known/openid-configuration", headers=headers)
+    assert status == 200 and document["issuer"] == ISSUER and document["jwks_uri"].endswith("/openid/v1/jwks")
+    assert document["id_token_signing_alg_values_supported"] == ["ES256"]
+    status, keys, answer = await cluster.raw("GET", "/openid/v1/jwks", headers=headers)
+    assert status == 200 and answer.content_type == "application/jwk-set+json"
+    key = jwt.PyJWKSet.from_dict(keys)[jwt.get_unverified_header(token)["kid"]].key
+    assert jwt.decode(token, key, algorithms=["ES256"], audience=ISSUER)["sub"] == "system:serviceaccount:default:default"

@@ -118,11 +118,11 @@ class Issuer:
         token = _jws.encode(orjson.dumps(claims), self._private, algorithm=self.keys[0].algorithm, headers={"kid": self.keys[0].id, "typ": None})
         return token, now + seconds
 
-    def configuration(self) -> dict[str, Any]:
-        """/.well-known/openid-configuration (OpenID Connect Discovery 1.0)."""
+    def configuration(self, server: str) -> dict[str, Any]:
+        """/.well-known/openid-configuration (OpenID Connect Discovery 1.0); `server` is the URL where this server's keys are found."""
         return {
             "issuer": self.issuer,
-            "jwks_uri": self.jwks_uri,
+            "jwks_uri": self.jwks_uri or f"{server}/openid/v1/jwks",
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": sorted({key.algorithm for key in self.keys}),

@@ -10,9 +10,9 @@ from typing import Any
 
 from fastkube.api import errors
 from fastkube.api.errors import FieldError
-from fastkube.server.authz import MASTERS, Authorizer
+from fastkube.server.authz import Authorizer
 from fastkube.server.authz.node import node_name
-from fastkube.server.authz.rules import Rule, compact
+from fastkube.server.authz.rules import Rule
 from fastkube.server.reader import Object
 from fastkube.server.request import RequestInfo, User
 
@@ -72,15 +72,12 @@ class Reviews:
             raise errors.bad_request("no namespace on request")
         resource_rules: list[Rule] = []
         other_rules: list[Rule] = []
-        if MASTERS in user.groups:
-            resource_rules.append({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})
-            other_rules.append({"verbs": ["*"], "nonResourceURLs": ["*"]})
         for rule, _ in self._authorizer.rbac.rules(user, asked):
             if rule.get("resources"):
                 resource_rules.append({k: rule[k] for k in ("verbs", "apiGroups", "resources", "resourceNames") if rule.get(k)})
             if rule.get("nonResourceURLs"):
                 other_rules.append({k: rule[k] for k in ("verbs", "nonResourceURLs")})
-        status: dict[str, Any] = {"resourceRules": compact(resource_rules), "nonResourceRules": other_rules, "incomplete": False}
+        status: dict[str, Any] = {"resourceRules": resource_rules, "nonResourceRules": other_rules, "incomplete": False}
         problems = list(self._authorizer.rbac.missing_roles(user, asked))
         if node_name(user) is not None:
             problems.append("node authorizer does not support user rule resolution")

@@ -99,7 +99,7 @@ class Objects:
         endpoint = call.endpoint
         rules, namespaced = endpoint.rules, endpoint.resource.namespaced
         meta.prepare_create(obj, call.namespace, namespaced)
-        self._manage(call, None, obj)
+        self.manage(call, None, obj)
         attributes = call.attributes("CREATE", obj, None)
         try:
             if call.admission is not None:
@@ -158,7 +158,7 @@ class Objects:
             error.message = f"object is being deleted: {error.message}"
         return error
 
-    def _manage(self, call: Call, old: Object | None, obj: Object) -> None:
+    def manage(self, call: Call, old: Object | None, obj: Object) -> None:
         """Who owns which field after this write (only where the write says who makes it; apply has done so itself)."""
         if not call.manager or call.operation != "Update":
             return
@@ -214,7 +214,7 @@ class Objects:
             obj = await obj
         self._check_version(call, obj, kv)
         meta.prepare_update(obj, old, call.namespace, endpoint.resource.namespaced)
-        self._manage(call, old, obj)
+        self.manage(call, old, obj)
         attributes = call.attributes("UPDATE", obj, old)
         try:
             if call.admission is not None:
