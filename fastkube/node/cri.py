@@ -145,6 +145,9 @@ class Cri:
         request = pb.AttachRequest(container_id=id, stdin=stdin, stdout=stdout, stderr=stderr and not tty, tty=tty)
         return (await self._run("Attach", request)).url
 
+    async def port_forward_url(self, sandbox: str, ports: list[int]) -> str:
+        return (await self._run("PortForward", pb.PortForwardRequest(pod_sandbox_id=sandbox, port=ports))).url
+
     # Images
     async def list_images(self) -> list[pb.Image]:
         return list((await self._image("ListImages", pb.ListImagesRequest())).images)

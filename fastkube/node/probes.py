@@ -8,6 +8,7 @@ container (by id) and dies with it; a probe that gave up on a container is silen
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from fastkube.runtime import clock, entropy, logs
 from fastkube.runtime.tasks import Supervisor
 
 BODY_BYTES_MAX = 10 * 1024
+QUIET_SECONDS = 1.0  # a container that does not serve yet so soon after its start is no event
 GATE_SECONDS = 1.0  # how often a probe looks whether its container has started
 
 log = logs.get("probes")
@@ -178,11 +180,9 @@ def _bracket(host: str) -> str:
 
 
 def _reason(error: BaseException | None) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    for word in ("Connection refused", "No route to host", "Network is unreachable", "Connection reset by peer", "Host is unreachable"):
-        if word.lower() in text.lower():
-            return word.lower()
-    return text
+    """The kernel's words for what a connect failed with, as Go prints them."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number).lower() if number else str(error)
 
 
 @dataclass(slots=True)
@@ -249,7 +249,7 @@ class Prober:
             result = await self.actions.run(spec, container, run, ip, timeout)
             # In its first period a container that only comes up is asked each second, so that it serves as soon as it can.
             early = kind == "readiness" and not result.success and not memory.ready.get(run.id) and clock.now() - run.started_at < period
-            if not result.success and not (early and counter.last is False):
+            if not result.success and not (early and (counter.last is False or clock.now() - run.started_at < QUIET_SECONDS)):
                 word = "errored and resulted in unknown state" if result.errored else "failed"
                 self.event(pod, container["name"], "Warning", "Unhealthy", f"{WORDS[kind]} probe {word}: {result.text}")
             verdict = counter.count(result.success)

@@ -8,6 +8,7 @@ from fastkube.client import kubeconfig
 from fastkube.node.agent import Agent
 from fastkube.node.config import NodeConfig
 from fastkube.node.cri import CriError
+from fastkube.node.server.app import NodeServer
 from fastkube.runtime import clock, logs
 
 RUNTIME_WAIT_SECONDS_MAX = 30.0
@@ -24,11 +25,17 @@ async def run(config: NodeConfig, stop: asyncio.Event) -> None:
     client = kubeconfig.load(config.kubeconfig, user_agent="fastkube-kubelet") if config.kubeconfig else None
     network_client = kubeconfig.load(config.network_kubeconfig, user_agent="fastkube-node-network") if config.network_kubeconfig else None
     agent = Agent(config, client, network_client)
+    server = NodeServer(agent)
     try:
+        try:
+            config.port = (await server.start())[1]
+        except OSError as e:
+            raise StartError(f"cannot serve on {config.address}:{config.port}: {e}") from None
         await _start(agent)
         log.info("node agent running", node=config.name, runtime=config.runtime_endpoint)
         await stop.wait()
     finally:
+        await server.close()
         await agent.close()
         for each in (client, network_client):
             if each is not None:

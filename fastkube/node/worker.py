@@ -319,7 +319,8 @@ class Worker:
             for id in ended & table.keys():
                 del table[id]
         for run in runtime.containers:
-            if run.running and memory.waiting.pop(run.name, None):
+            if run.running:
+                memory.waiting.pop(run.name, None)
                 memory.retry_at.pop(run.name, None)
         if not self._learnt:
             self._learnt = True
