@@ -310,7 +310,7 @@ class IpvsDriver:
             self.have = {server: virtual for server, virtual in kernel.servers().items() if server.ip in ours}
         for address in sorted(addresses - self.bound):
             kernel.bind(address)
-        for step in steps(self.have, want):
+        for step in list(steps(self.have, want)):
             kernel.apply(step)
             self._note(step)
         for address in self.bound - addresses:
