@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import ssl
 import sys
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import psutil
 import uvloop
 
-NAMESPACE = "fastkube-load"
+NAMESPACE = f"fastkube-load-{os.getpid()}"
 WATCHERS = 200
 PAGE = 500
 LABELLED = 50  # pods per label value

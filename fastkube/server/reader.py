@@ -15,6 +15,9 @@ from fastkube.server.registry.endpoint import Endpoint
 from fastkube.store.interface import Event, Store
 
 Object = dict[str, Any]
+# Resources of which there are many and whose objects nobody asks for twice: decoded for those who follow them, and forgotten.
+UNKEPT = ("/registry/pods/", "/registry/events/", "/registry/leases/", "/registry/endpointslices/", "/registry/replicasets/")
+
 Callback = Callable[[Object | None, Object | None], None]
 
 
@@ -47,7 +50,9 @@ class StoreReader:
         digest = endpoint.digest_of(kv)
         obj: Object | None = digest.obj
         if obj is None:
-            obj = digest.obj = orjson.loads(kv.value)
+            obj = orjson.loads(kv.value)
+            if endpoint.resource.prefix not in UNKEPT:
+                digest.obj = obj
         return obj
 
     def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
@@ -76,14 +81,24 @@ class StoreReader:
         self._versions[prefix] = self._store.revision
         callbacks = self._callbacks[prefix] = []
         endpoint = self._endpoint_of(resource)
+        endpoint.followed = True
+        kept = prefix not in UNKEPT
 
         def changed(events: Sequence[Event]) -> None:
             self._versions[prefix] = events[-1].kv.mod_revision
-            if callbacks:
-                for event in events:
-                    new = None if event.deleted else self._decoded(endpoint, event.kv)
+            for event in events:
+                if callbacks:
+                    new = None if event.deleted else self._fresh(endpoint, event.kv)
                     old = None if event.prev is None else self._decoded(endpoint, event.prev)
                     for callback in callbacks:
                         callback(new, old)
+                if not kept and not event.deleted and event.kv.attrs is not None:
+                    event.kv.attrs.obj = None
 
         self._store.watch(endpoint.prefix, endpoint.end, on_events=changed)
+
+    def _fresh(self, endpoint: Endpoint, kv: Any) -> Object:
+        """The object just written: the writer left it with the digest, without its resourceVersion."""
+        obj = self._decoded(endpoint, kv)
+        obj["metadata"]["resourceVersion"] = str(kv.mod_revision)
+        return obj

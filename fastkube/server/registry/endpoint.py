@@ -45,6 +45,7 @@ class Endpoint:
         if resource.group == "rbac.authorization.k8s.io" and self.rules.name_rule != "path":  # INTERIM until kinds/rbac.py lands
             self.rules = type("Rbac", (kinds.Kind,), {"name_rule": "path"})()
         self.converts = resource.api_version != resource.storage_version
+        self.followed = False  # the Reader hands decoded objects on as they are written
         self.prefix = resource.prefix.encode()
         self.end = range_end(self.prefix)
         self.opening = b'{"apiVersion":"%b","kind":"%b",' % (resource.storage_version.encode(), resource.kind.encode())
@@ -63,6 +64,7 @@ class Endpoint:
         digest = kv.attrs
         if digest is None:
             digest = kv.attrs = self.digest(orjson.loads(kv.value))
+            digest.obj = None
         return digest
 
     def digest(self, obj: Object) -> Digest:
@@ -71,7 +73,7 @@ class Endpoint:
         fields["metadata.name"] = meta.get("name", "")
         if self.resource.namespaced:
             fields["metadata.namespace"] = meta.get("namespace", "")
-        return Digest(meta.get("labels") or {}, fields)
+        return Digest(meta.get("labels") or {}, fields, obj if self.followed else None)
 
     @property
     def selectable(self) -> tuple[str, ...]:
