@@ -19,6 +19,7 @@ Object = dict[str, Any]
 UNKEPT = ("/registry/pods/", "/registry/events/", "/registry/leases/", "/registry/endpointslices/", "/registry/replicasets/")
 
 Callback = Callable[[Object | None, Object | None], None]
+Commit = Callable[[str, str, Object | None], None]
 
 
 class Reader(Protocol):
@@ -36,6 +37,10 @@ class Reader(Protocol):
         """Call `callback(new, old)` on each commit that touches `resource` (new None: deleted), in revision order, synchronously."""
         ...
 
+    def on_commit(self, resource: Resource, callback: Commit) -> None:
+        """As `on_change`, but `callback(namespace, name, new)`: what stood there before need not be decoded (pods change often)."""
+        ...
+
 
 class StoreReader:
     """The Reader over a store. `endpoint_of` gives the Endpoint of a resource."""
@@ -45,6 +50,7 @@ class StoreReader:
         self._endpoint_of = endpoint_of
         self._versions: dict[str, int] = {}
         self._callbacks: dict[str, list[Callback]] = {}
+        self._commits: dict[str, list[Commit]] = {}
 
     def _decoded(self, endpoint: Endpoint, kv: Any) -> Object:
         digest = endpoint.digest_of(kv)
@@ -74,12 +80,17 @@ class StoreReader:
         self._follow(resource)
         self._callbacks[resource.prefix].append(callback)
 
+    def on_commit(self, resource: Resource, callback: Commit) -> None:
+        self._follow(resource)
+        self._commits[resource.prefix].append(callback)
+
     def _follow(self, resource: Resource) -> None:
         prefix = resource.prefix
         if prefix in self._versions:
             return
         self._versions[prefix] = self._store.revision
         callbacks = self._callbacks[prefix] = []
+        commits = self._commits[prefix] = []
         endpoint = self._endpoint_of(resource)
         endpoint.followed = True
         kept = prefix not in UNKEPT
@@ -87,8 +98,14 @@ class StoreReader:
         def changed(events: Sequence[Event]) -> None:
             self._versions[prefix] = events[-1].kv.mod_revision
             for event in events:
+                if not callbacks and not commits:
+                    continue
+                new = None if event.deleted else self._fresh(endpoint, event.kv)
+                if commits:
+                    *_, namespace, name = event.kv.key.decode().split("/")
+                    for commit in commits:
+                        commit(namespace if endpoint.resource.namespaced else "", name, new)
                 if callbacks:
-                    new = None if event.deleted else self._fresh(endpoint, event.kv)
                     old = None if event.prev is None else self._decoded(endpoint, event.prev)
                     for callback in callbacks:
                         callback(new, old)

@@ -18,6 +18,7 @@ class MemoryReader:
         self.objects: dict[str, dict[tuple[str, str], Object]] = {}
         self.versions: dict[str, int] = {}
         self.callbacks: dict[str, list[Callback]] = {}
+        self.commits: dict[str, list[Any]] = {}
         self._uids = itertools.count(1)
 
     def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
@@ -33,6 +34,9 @@ class MemoryReader:
 
     def on_change(self, resource: Resource, callback: Callback) -> None:
         self.callbacks.setdefault(resource.prefix, []).append(callback)
+
+    def on_commit(self, resource: Resource, callback: Callable[[str, str, Object | None], None]) -> None:
+        self.commits.setdefault(resource.prefix, []).append(callback)
 
     # -- what a test does ---------------------------------------------------------------------------------------------------------------------
 
@@ -56,5 +60,8 @@ class MemoryReader:
 
     def _tell(self, resource: Resource, new: Object | None, old: Object | None) -> None:
         self.versions[resource.prefix] = self.versions.get(resource.prefix, 0) + 1
+        meta = (new or old or {})["metadata"]
+        for commit in self.commits.get(resource.prefix, ()):
+            commit(meta.get("namespace", "") if resource.namespaced else "", meta["name"], new)
         for callback in self.callbacks.get(resource.prefix, ()):
             callback(new, old)

@@ -163,5 +163,7 @@ class Authenticator:
                     del self._dependents[dependency]
 
     def _changed(self, dependency: Dependency) -> None:
-        for header in tuple(self._dependents.get(dependency, ())):
-            self._forget(header)
+        headers = self._dependents.get(dependency)
+        if headers:
+            for header in tuple(headers):
+                self._forget(header)

@@ -152,18 +152,13 @@ class Verifier:
         return self._bound(claims, audiences)
 
     def watch(self, changed: Callable[[Dependency], None]) -> None:
-        def listen(plural: str) -> Callable[[Object | None, Object | None], None]:
-            def on_change(new: Object | None, old: Object | None) -> None:
-                if old is None:
-                    return
-                meta = old["metadata"]
-                if new is None or "deletionTimestamp" in new["metadata"] or new["metadata"]["uid"] != meta["uid"] or plural == "secrets":
-                    changed((plural, meta.get("namespace", ""), meta["name"]))
+        """Any change of what a token hangs on has it verified anew; that is cheaper than asking whether it mattered."""
 
-            return on_change
+        def listen(plural: str) -> Callable[[str, str, Object | None], None]:
+            return lambda namespace, name, new: changed((plural, namespace, name))
 
         for resource in (SERVICE_ACCOUNTS, *BOUND.values()):
-            self._reader.on_change(resource, listen(resource.plural))
+            self._reader.on_commit(resource, listen(resource.plural))
 
     def _claims(self, token: str) -> dict[str, Any] | None:
         """The claims, not yet to be believed, of a JWT that names one of our issuers; else None."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -167,17 +168,27 @@ class NodeAuthorizer:
     }
 
 
+class Pod(NamedTuple):
+    """What the graph remembers of a pod on a node."""
+
+    node: str
+    uid: str
+    extra: Any  # what may add to the references of a pod that runs: ephemeral containers, claims made for it
+    references: frozenset[Reference]
+
+
 class Graph:
     """Which node uses what. Each pod's references are counted per node, so that an edge goes when the last pod that made it does."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._pods: dict[tuple[str, str], Pod] = {}
         self._uses: dict[str, dict[Reference, int]] = {}  # node -> reference -> how many pods
         self._secret_volumes: dict[tuple[str, str], set[str]] = {}  # secret -> volumes that name it
-        reader.on_change(PODS, self._pod_changed)
+        reader.on_commit(PODS, self._pod_changed)
         reader.on_change(VOLUMES, self._volume_changed)
         for pod in reader.list(PODS):
-            self._pod_changed(pod, None)
+            self._pod_changed(pod["metadata"]["namespace"], pod["metadata"]["name"], pod)
         for volume in reader.list(VOLUMES):
             self._volume_changed(volume, None)
 
@@ -203,22 +214,34 @@ class Graph:
         claim = (volume or {}).get("spec", {}).get("claimRef") or {}
         return ("persistentvolumeclaims", claim.get("namespace", ""), claim.get("name", "")) in uses
 
-    def _pod_changed(self, new: Object | None, old: Object | None) -> None:
-        before, after = old and old["spec"].get("nodeName"), new and new["spec"].get("nodeName")
-        if before and after and before == after and old and new and _same_edges(old, new):
+    def _pod_changed(self, namespace: str, name: str, new: Object | None) -> None:
+        key = (namespace, name)
+        old = self._pods.get(key)
+        node = new["spec"].get("nodeName") if new else None
+        if old is None and not node:
             return
-        if before and old:
-            uses = self._uses[before]
-            for reference in set(pod_references(old)):
-                uses[reference] -= 1
-                if not uses[reference]:
-                    del uses[reference]
-            if not uses:
-                del self._uses[before]
-        if after and new:
-            uses = self._uses.setdefault(after, {})
-            for reference in set(pod_references(new)):
+        if new and node:
+            extra = (new["spec"].get("ephemeralContainers"), (new.get("status") or {}).get("resourceClaimStatuses"))
+            uid = new["metadata"]["uid"]
+            if old is not None and old.node == node and old.uid == uid and old.extra == extra:
+                return
+            pod = self._pods[key] = Pod(node, uid, extra, frozenset(pod_references(new)))
+            uses = self._uses.setdefault(node, {})
+            for reference in pod.references:
                 uses[reference] = uses.get(reference, 0) + 1
+        elif old is not None:
+            del self._pods[key]
+        if old is not None:
+            self._drop(old)
+
+    def _drop(self, pod: Pod) -> None:
+        uses = self._uses[pod.node]
+        for reference in pod.references:
+            uses[reference] -= 1
+            if not uses[reference]:
+                del uses[reference]
+        if not uses:
+            del self._uses[pod.node]
 
     def _volume_changed(self, new: Object | None, old: Object | None) -> None:
         for secret in _volume_secrets(old):
@@ -228,15 +251,6 @@ class Graph:
                 self._secret_volumes.pop(secret, None)
         for secret in _volume_secrets(new):
             self._secret_volumes.setdefault(secret, set()).add((new or {})["metadata"]["name"])
-
-
-def _same_edges(old: Object, new: Object) -> bool:
-    """A pod's references change only with its identity, its ephemeral containers and the claims made for it."""
-    return (
-        old["metadata"]["uid"] == new["metadata"]["uid"]
-        and old["spec"].get("ephemeralContainers") == new["spec"].get("ephemeralContainers")
-        and (old.get("status") or {}).get("resourceClaimStatuses") == (new.get("status") or {}).get("resourceClaimStatuses")
-    )
 
 
 def pod_references(pod: Object) -> Iterator[Reference]:
