@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastkube.api.errors import ApiError
+from fastkube.api.selectors import Labels
 from fastkube.client.informer import key_of
 from fastkube.controllers import rollout
 from fastkube.controllers.meta import (
@@ -26,13 +27,13 @@ from fastkube.controllers.meta import (
     without_condition,
 )
 from fastkube.controllers.rollout import HASH_LABEL, REVISION, replicas
-from fastkube.controllers.runtime import Controller
+from fastkube.controllers.runtime import Controller, Pace
 from fastkube.runtime import clock
 
 DEPLOYMENTS = "apps/v1/deployments"
 SETS = "apps/v1/replicasets"
-STATUS_PACE_SECONDS_PER_REPLICA = 1e-4
-STATUS_PACE_SECONDS_MAX = 0.2
+STATUS_INTERVAL_SECONDS = 0.1
+STATUS_BURST = 10
 NO_DEADLINE = 2**31 - 1
 
 AVAILABLE, PROGRESSING, REPLICA_FAILURE = "Available", "Progressing", "ReplicaFailure"
@@ -43,7 +44,7 @@ class DeploymentController(Controller):
     name = "deployment-controller"
 
     def setup(self) -> None:
-        self._status_written: dict[str, float] = {}
+        self.pace = Pace(STATUS_INTERVAL_SECONDS, STATUS_BURST)
         self.deployments = self.informer(DEPLOYMENTS)
         self.deployments.add_handler(self.enqueue, self._deployment_updated, self._deployment_deleted)
         self.sets = self.informer(SETS)
@@ -60,7 +61,7 @@ class DeploymentController(Controller):
         self.enqueue(new)
 
     def _deployment_deleted(self, deployment: Object) -> None:
-        self._status_written.pop(key_of(deployment), None)
+        self.pace.forget(key_of(deployment))
         self.enqueue(deployment)
 
     def _owner(self, rs: Object) -> Object | None:
@@ -137,18 +138,13 @@ class DeploymentController(Controller):
             if e.code not in (404, 422):
                 raise
 
-    def status_wait(self, deployment: Object) -> float:
-        """Seconds until the next write of mere counts into the status of a big Deployment."""
-        pace = min(STATUS_PACE_SECONDS_MAX, replicas(deployment) * STATUS_PACE_SECONDS_PER_REPLICA)
-        return self._status_written.get(key_of(deployment), -1e9) + pace - clock.monotonic()
-
     async def write_status(self, deployment: Object, status: Object) -> Object:
-        self._status_written[key_of(deployment)] = clock.monotonic()
+        self.pace.spend(key_of(deployment))
         answer = await self.client.update(DEPLOYMENTS, {**deployment, "status": status}, subresource="status")
         self.wrote(answer)
         return answer
 
-    async def resize_set(self, rs: Object, size: int, annotations: dict[str, str]) -> Object:
+    async def resize_set(self, rs: Object, size: int, annotations: Labels) -> Object:
         """A patch, as only we set sizes (and `behind` keeps us from deciding on old ones): the set's own status writes do not get in its way."""
         patch = {"metadata": {"uid": uid(rs), "annotations": annotations}, "spec": {"replicas": size}}
         answer = await self.client.patch(SETS, rs["metadata"]["name"], patch, rs["metadata"]["namespace"], kind="merge")
@@ -447,7 +443,7 @@ class _Sync:
         deployment = self.deployment
         old = deployment.get("status") or {}
         if _normal(status) != _normal(old):
-            wait = self.c.status_wait(deployment)
+            wait = self.c.pace.wait(key_of(deployment))
             same = all(old.get(k) == status.get(k) for k in ("observedGeneration", "conditions", "collisionCount"))
             if wait > 0 and same:
                 return wait

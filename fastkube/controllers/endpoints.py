@@ -1,7 +1,7 @@
 """endpoints-controller: the v1 Endpoints object of each Service with a selector, for clients that do not read EndpointSlices yet.
 
-One object holds all addresses, so it is written whole; at most ADDRESSES_MAX of them (then annotated as truncated, upstream's rule), and for big
-Services at most every n x 0.1 ms (1 s).
+One object holds all addresses, so it is written whole; at most ADDRESSES_MAX of them (then annotated as truncated, upstream's rule), at a bounded
+rate (Pace).
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from fastkube.api.errors import ApiError
 from fastkube.client.informer import split_key
 from fastkube.controllers import backends
 from fastkube.controllers.meta import Object, deleting, is_ready, is_terminal, uid
-from fastkube.controllers.runtime import Controller
-from fastkube.runtime import clock
+from fastkube.controllers.runtime import Controller, Pace
 
 ENDPOINTS = "v1/endpoints"
 ADDRESSES_MAX = 1000
 OVER_CAPACITY = "endpoints.kubernetes.io/over-capacity"
 MANAGED_BY = "endpoints.kubernetes.io/managed-by"
 HEADLESS = "service.kubernetes.io/headless"
-PACE_SECONDS_PER_ENDPOINT = 1e-4
-PACE_SECONDS_MAX = 1.0
+INTERVAL_SECONDS = 0.2
+BURST = 5
 
 
 class EndpointsController(Controller):
@@ -30,24 +29,20 @@ class EndpointsController(Controller):
     component = "endpoint-controller"
 
     def setup(self) -> None:
-        self._written_at: dict[str, float] = {}
+        self.pace = Pace(INTERVAL_SECONDS, BURST)
         self.services = self.informer("v1/services")
         self.informer("v1/pods")
         self.backends = self.context.backends()
-        self.backends.listen(lambda service_key, pod_key: self.queue.add_after(service_key, self._wait(service_key) if pod_key else 0))
+        self.backends.listen(lambda service_key, pod_key: self.queue.add_after(service_key, self.pace.wait(service_key) if pod_key else 0))
         self.endpoints = self.informer(ENDPOINTS)
         self.endpoints.add_handler(*self.enqueue_all())
-
-    def _wait(self, key: str) -> float:
-        pace = min(PACE_SECONDS_MAX, PACE_SECONDS_PER_ENDPOINT * len(self.backends.of(key)))
-        return self._written_at.get(key, -1e9) + pace - clock.monotonic()
 
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         service = self.services.by_key(key)
         stored = self.endpoints.by_key(key)
         if service is None or deleting(service):
-            self._written_at.pop(key, None)
+            self.pace.forget(key)
             if stored is not None and (stored["metadata"].get("labels") or {}).get(MANAGED_BY):
                 await self._delete(name, namespace)
             return None
@@ -58,10 +53,10 @@ class EndpointsController(Controller):
         wanted = desired(service, self.backends.of(key))
         if stored is not None and _same(stored, wanted):
             return None
-        wait = self._wait(key)
+        wait = self.pace.wait(key)
         if wait > 0:
             return wait
-        self._written_at[key] = clock.monotonic()
+        self.pace.spend(key)
         if stored is None:
             self.wrote(await self.client.create(ENDPOINTS, wanted, namespace))
         else:

@@ -1,8 +1,7 @@
 """endpointslice-controller: the addresses behind each Service, in slices of at most 100, one write per changed slice.
 
 Between full looks (the Service changed, somebody else touched a slice, a write failed, a restart) the controller works from its own layout
-of each Service's slices and the pods that changed since: cost is that of the change, not of the Service. Bursts are gathered: a Service
-with n endpoints is written at most every n x 0.1 ms (0.5 s).
+of each Service's slices and the pods that changed since: cost is that of the change, not of the Service. Bursts of changes are gathered (Pace).
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from fastkube.api.errors import ApiError
 from fastkube.client.informer import key_of, split_key
 from fastkube.controllers import backends, slices
 from fastkube.controllers.meta import Labels, Object, deleting, is_ready, is_terminal, uid, version
-from fastkube.controllers.runtime import Controller
+from fastkube.controllers.runtime import Controller, Pace
 from fastkube.controllers.slices import Layout, Plan, Ports, Slice
-from fastkube.runtime import clock
 
 SLICES = "discovery.k8s.io/v1/endpointslices"
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -23,8 +21,8 @@ MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 MANAGER = "endpointslice-controller.k8s.io"
 HEADLESS = "service.kubernetes.io/headless"
 ZONE = "topology.kubernetes.io/zone"
-PACE_SECONDS_PER_ENDPOINT = 1e-4
-PACE_SECONDS_MAX = 0.5
+INTERVAL_SECONDS = 0.1
+BURST = 10
 BEHIND_RETRY_SECONDS = 0.05
 
 Change = tuple[Ports, Object] | None
@@ -36,9 +34,10 @@ class _Service:
 
     layout: Layout | None = None  # None: look at everything
     dirty: set[str] = field(default_factory=set)  # pod keys
-    written_at: float = -1e9
     written: dict[str, int] = field(default_factory=dict)  # slice key -> version of our last write; 0: deleted by us
     labels: Labels = field(default_factory=dict)
+    writing: bool = False  # events of our own writes may come before their answers:
+    held: dict[str, int] = field(default_factory=dict)  # slice key -> version of an event seen meanwhile, judged afterwards; -1: deleted
 
 
 class EndpointSliceController(Controller):
@@ -46,6 +45,7 @@ class EndpointSliceController(Controller):
 
     def setup(self) -> None:
         self._states: dict[str, _Service] = {}
+        self.pace = Pace(INTERVAL_SECONDS, BURST)
         self.services = self.informer("v1/services")
         self.nodes = self.informer("v1/nodes")
         self.nodes.add_handler(on_add=self._node_changed, on_update=self._node_updated)
@@ -65,29 +65,29 @@ class EndpointSliceController(Controller):
             self.queue.add(service_key)
         else:
             state.dirty.add(pod_key)
-            self.queue.add_after(service_key, self._wait(service_key, state))
-
-    def _wait(self, service_key: str, state: _Service) -> float:
-        pace = min(PACE_SECONDS_MAX, PACE_SECONDS_PER_ENDPOINT * len(self.backends.of(service_key)))
-        return state.written_at + pace - clock.monotonic()
+            self.queue.add_after(service_key, self.pace.wait(service_key))
 
     def _slice_changed(self, one: Object) -> None:
         for service_key in _service_keys(one):
-            state = self._states.get(service_key)
-            if state is None or version(one) > state.written.get(key_of(one), -1):
-                self._foreign(service_key)
+            self._slice_seen(service_key, key_of(one), version(one))
 
     def _slice_deleted(self, one: Object) -> None:
         for service_key in _service_keys(one):
-            state = self._states.get(service_key)
-            if state is not None and state.written.pop(key_of(one), -1) == 0:
-                continue
-            self._foreign(service_key)
+            self._slice_seen(service_key, key_of(one), -1)
 
-    def _foreign(self, service_key: str) -> None:
-        """Somebody else wrote a slice of ours: look at everything."""
-        self._states.setdefault(service_key, _Service()).layout = None
-        self.queue.add(service_key)
+    def _slice_seen(self, service_key: str, slice_key: str, seen: int) -> None:
+        """An event of a slice: ours when it is of a version we wrote or a deletion we asked for; else look at everything."""
+        state = self._states.setdefault(service_key, _Service())
+        if state.writing:
+            state.held[slice_key] = seen
+            return
+        if seen < 0:
+            ours = state.written.pop(slice_key, -1) == 0
+        else:
+            ours = seen <= state.written.get(slice_key, -1)
+        if not ours:
+            state.layout = None
+            self.queue.add(service_key)
 
     def _node_changed(self, node: Object) -> None:
         if not self.nodes.has_synced:
@@ -113,14 +113,14 @@ class EndpointSliceController(Controller):
             return None
         if not service["spec"].get("selector") or service["spec"].get("type") == "ExternalName":
             return None  # its endpoints, if any, are somebody else's
+        wait = self.pace.wait(key)
+        if wait > 0:
+            return wait
         if state.layout is None:
             if not self._caught_up(key, state):
                 return BEHIND_RETRY_SECONDS
             changes = self._look_at_everything(key, service, state)
         else:
-            wait = self._wait(key, state)
-            if wait > 0:
-                return wait
             dirty, state.dirty = state.dirty, set()
             changes = self._changes(key, service, dirty)
         assert state.layout is not None
@@ -130,12 +130,18 @@ class EndpointSliceController(Controller):
             had = {s.name for s in plan.update}
             plan.update += [s for s in state.layout.slices if s.name and s.name not in had and not self._has_labels(key, s, labels)]
         if plan:
-            state.written_at = clock.monotonic()
+            self.pace.spend(key)
+            state.writing = True
             try:
                 await self._carry_out(key, service, state, plan, labels)
             except BaseException:
                 state.layout = None
                 raise
+            finally:
+                state.writing = False
+                held, state.held = state.held, {}
+                for slice_key, seen in held.items():
+                    self._slice_seen(key, slice_key, seen)
         state.labels = labels
         return None
 
@@ -148,6 +154,7 @@ class EndpointSliceController(Controller):
                 if e.code != 404:
                     raise
         self._states.pop(key, None)
+        self.pace.forget(key)
 
     def _own(self, key: str) -> list[Object]:
         return [s for s in self.slices.by_index("service", key) if not deleting(s)]

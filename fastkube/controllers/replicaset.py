@@ -5,8 +5,7 @@ Laws:
    released. Deciding counts active pods only (neither being deleted nor Succeeded or Failed).
 2. Creates and deletes go out in bursts of at most BURST_MAX, creates in slow start (1, 2, 4 ...), and the next burst waits until the informer has
    shown the last one (Expectations): nothing is created twice because a cache lagged.
-3. Status is written when it differs, and for big sets at most every `replicas` tenths of a millisecond (0.2 s): 3,000 pods becoming
-   ready are a dozen status writes, not 3,000.
+3. Status is written when it differs, at a bounded rate (Pace): 3,000 pods becoming ready are a few dozen status writes, not 3,000.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from fastkube.controllers.meta import (
     without_condition,
 )
 from fastkube.controllers.podtally import PENDING, READY, TERMINATING
-from fastkube.controllers.runtime import BURST_MAX, Controller, Expectations, slow_start
+from fastkube.controllers.runtime import BURST_MAX, Controller, Expectations, Pace, slow_start
 from fastkube.runtime import clock
 
-STATUS_PACE_SECONDS_PER_REPLICA = 1e-4
-STATUS_PACE_SECONDS_MAX = 0.2
+STATUS_INTERVAL_SECONDS = 0.1
+STATUS_BURST = 10
 
 
 class ReplicaSetController(Controller):
@@ -49,7 +48,7 @@ class ReplicaSetController(Controller):
 
     def setup(self) -> None:
         self.expectations = Expectations()
-        self._status_written: dict[str, float] = {}
+        self.pace = Pace(STATUS_INTERVAL_SECONDS, STATUS_BURST)
         self.sets = self.informer(self.resource)
         self.sets.add_handler(self.enqueue, self._set_updated, self._set_deleted)
         self.owners = self.context.pod_owners()
@@ -67,7 +66,7 @@ class ReplicaSetController(Controller):
     def _set_deleted(self, obj: Object) -> None:
         key = key_of(obj)
         self.expectations.forget(key)
-        self._status_written.pop(key, None)
+        self.pace.forget(key)
         self.queue.add(key)
 
     def _owner(self, pod: Object) -> Object | None:
@@ -114,7 +113,7 @@ class ReplicaSetController(Controller):
         if wrong and self.expectations.satisfied(key):
             self.queue.add(key)
         else:
-            self.queue.add_after(key, self._pace(owner))
+            self.queue.add_after(key, self.pace.wait(key))
 
     # --- what differs for ReplicationControllers ---
 
@@ -130,10 +129,6 @@ class ReplicaSetController(Controller):
     def _wanted(obj: Object) -> int:
         replicas = obj["spec"].get("replicas")
         return 1 if replicas is None else replicas
-
-    @staticmethod
-    def _pace(obj: Object) -> float:
-        return min(STATUS_PACE_SECONDS_MAX, ReplicaSetController._wanted(obj) * STATUS_PACE_SECONDS_PER_REPLICA)
 
     async def reconcile(self, key: str) -> float | None:
         obj = self.sets.by_key(key)
@@ -257,10 +252,10 @@ class ReplicaSetController(Controller):
             return again
         if self.behind(obj):
             return again
-        wait = self._status_written.get(key, -1e9) + self._pace(obj) - clock.monotonic()
+        wait = self.pace.wait(key)
         if wait > 0 and old.get("conditions") == status.get("conditions") and old.get("observedGeneration") == status.get("observedGeneration"):
             return wait
-        self._status_written[key] = clock.monotonic()
+        self.pace.spend(key)
         self.wrote(await self.client.update(self.resource, {**obj, "status": status}, subresource="status"))
         return again
 

@@ -191,6 +191,30 @@ class Controller:
                 queue.done(key)
 
 
+class Pace:
+    """Bounds how often one key is written: `burst` times at once, then once per `interval_seconds` (GCRA: one number per key).
+
+    A small workload never meets it; 3,000 pods that become ready within seconds cost a few dozen status writes, not 3,000.
+    """
+
+    def __init__(self, interval_seconds: float, burst: int) -> None:
+        self._interval, self._burst = interval_seconds, burst
+        self._next: dict[str, float] = {}
+
+    def wait(self, key: str) -> float:
+        """Seconds until `key` may be written; <= 0: now."""
+        due = self._next.get(key)
+        return due - self._burst * self._interval - clock.monotonic() if due is not None else 0.0
+
+    def spend(self, key: str) -> None:
+        now = clock.monotonic()
+        due = max(self._next.get(key, 0.0), now) + self._interval
+        self._next[key] = min(due, now + (self._burst + 1) * self._interval)  # who wrote without asking waits no longer for it
+
+    def forget(self, key: str) -> None:
+        self._next.pop(key, None)
+
+
 class Expectations:
     """Creations and deletions that were asked for but not seen yet, per key (client-go's controller expectations).
 

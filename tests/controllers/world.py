@@ -81,11 +81,15 @@ class World:
         except TimeoutError:
             raise AssertionError("it did not come about in time") from None
 
-    async def rest(self, seconds: float = 0.5) -> Counter[str]:
-        """What is written in so many seconds when nobody does anything."""
-        before = Counter(self.writes)
-        await asyncio.sleep(seconds)
-        return self.writes - before
+    async def rest(self, seconds: float = 0.4) -> Counter[str]:
+        """What is written in so many seconds when nobody does anything; work still under way is let come to its end first."""
+        for _ in range(20):
+            before = Counter(self.writes)
+            await asyncio.sleep(seconds)
+            spent = self.writes - before
+            if not spent:
+                break
+        return spent
 
     async def exists(self, resource: str, name: str, namespace: str | None = None) -> Object | None:
         try:
