@@ -150,7 +150,8 @@ MODIFIED = "the object has been modified; please apply your changes to the lates
 
 def invalid(kind: str, group: str, name: str, errors: Sequence[FieldError]) -> ApiError:
     """422: all of an object's field errors at once."""
-    text = str(errors[0]) if len(errors) == 1 else "[" + ", ".join(dict.fromkeys(str(e) for e in errors)) + "]"
+    told = list(dict.fromkeys(str(e) for e in errors))
+    text = told[0] if len(told) == 1 else "[" + ", ".join(told) + "]"
     causes = [{"reason": e.reason, "message": e.message, "field": e.field} for e in errors]
     return ApiError(422, "Invalid", f'{_qualified(kind, group)} "{name}" is invalid: {text}', _details(name, group, kind, causes=causes))
 

@@ -1,7 +1,7 @@
 """ObjectMeta: what the server fills in, what a write may say and what it may not change (k8s.io/apimachinery api/validation/objectmeta.go, apiserver registry/rest).
 
-The pipeline calls, in this order: create: `prepare_create`, then the kind's rules, `fill_create`, `validate_create`; update: `prepare_update`,
-`validate_update`. Nothing here reads the clock or makes names: the caller hands them in.
+The pipeline calls, in this order: create: `prepare_create`, `fill_create`, the kind's `prepare_create`, `validate_create`; update: `prepare_update`,
+the kind's `prepare_update`, `validate_update`. Nothing here reads the clock or makes names: the caller hands them in.
 """
 
 from __future__ import annotations
@@ -202,6 +202,13 @@ def _validate_maps(meta: Object, field: str) -> list[FieldError]:
 def validate_create(rules: Kind, obj: Object, namespaced: bool) -> list[FieldError]:
     """The errors of a new object's metadata under its kind's naming rule."""
     return validate(obj["metadata"], namespaced, rules.name_rule, name_check=rules.name_errors)
+
+
+def version_missing(rules: Kind, obj: Object) -> list[FieldError]:
+    """Kinds whose updates need a resourceVersion: the one error (upstream looks at nothing else then) of an object without it."""
+    if rules.unconditional_update or obj["metadata"].get("resourceVersion"):
+        return []
+    return [invalid_value("metadata.resourceVersion", 0, "must be specified for an update")]
 
 
 def validate_update(obj: Object, old: Object) -> list[FieldError]:

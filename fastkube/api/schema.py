@@ -36,6 +36,9 @@ from fastkube.api import quantity, times
 
 __all__ = ["DecodeError", "Node", "decode", "definition", "from_openapi", "held", "members", "object_meta", "of", "prune"]
 
+# Lists where upstream tells an empty one from none, though Go leaves both out.
+_KEPT_EMPTY = {("autoscaling.v2.HPAScalingRules", "policies")}
+
 QUANTITIES_MAX = 4096  # texts of quantities whose canonical form is remembered
 
 # code, OpenAPI type and format of the table's type words
@@ -108,6 +111,9 @@ def _fields(name: str) -> tuple[dict[str, Node], tuple[tuple[str, Node], ...]]:
     """A definition's fields -> (name -> Node, those that Go always writes). Shared by all places of that type."""
     rows = _tables()["definitions"][name]
     fields = {sys.intern(field): _place(row) for field, row in rows.items() if field}
+    for owner, field in _KEPT_EMPTY:
+        if owner == name:
+            fields[field].omit_empty = False
     return fields, tuple((field, node) for field, node in fields.items() if rows[field].get("z"))
 
 

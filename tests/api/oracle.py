@@ -99,12 +99,12 @@ def create(resource: resources.Resource, namespace: str | None, body: dict[str, 
     rules = kinds.of(*convert.storage_kind(resource))
     rules.default(obj)
     meta.prepare_create(obj, namespace, resource.namespaced)
-    rules.prepare_create(obj)
     meta.fill_create(obj, NOW, "00000000-0000-0000-0000-000000000000", "abcde")
+    rules.prepare_create(obj)
     admit_pod(obj)
     found = meta.validate_create(rules, obj, resource.namespaced) + rules.validate_create(obj)
     if found:
-        raise errors.invalid(resource.kind, resource.group, obj["metadata"].get("name", ""), found)
+        raise errors.invalid(resource.kind, rules.error_group, obj["metadata"].get("name", ""), found)
     return obj, warnings + rules.warnings(obj)
 
 
@@ -114,19 +114,23 @@ def update(resource: resources.Resource, namespace: str | None, name: str, body:
     meta.check_name(obj, name)
     rules = kinds.of(*convert.storage_kind(resource))
     rules.default(obj)
+    if found := meta.version_missing(rules, obj):
+        raise errors.invalid(resource.kind, rules.error_group, name, found)
     obj["metadata"].setdefault("resourceVersion", "1")
     meta.prepare_update(obj, old, namespace, resource.namespaced)
     rules.prepare_update(obj, old)
     admit_pod(obj, new=False)
     found = meta.validate_update(obj, old) + rules.validate_update(obj, old)
     if found:
-        raise errors.invalid(resource.kind, resource.group, obj["metadata"].get("name", ""), found)
+        raise errors.invalid(resource.kind, rules.error_group, obj["metadata"].get("name", ""), found)
     return obj, warnings + rules.warnings(obj, old)
 
 
 def answer(case: dict[str, Any], stored: dict[str, Any]) -> tuple[int, Any, list[str]]:
     """(code, answer, warnings) of one recorded request."""
     resource, namespace, name = find(case["path"])
+    text = kinds.of(resource.group, resource.kind).deprecated
+    deprecated = [text] if text else []
     validation = "Strict" if "fieldValidation=Strict" in case["path"] else "Warn"
     try:
         if case["method"] == "POST":
@@ -140,9 +144,9 @@ def answer(case: dict[str, Any], stored: dict[str, Any]) -> tuple[int, Any, list
             assert name is not None
             obj, warnings = update(resource, namespace, name, case["body"], copy.deepcopy(stored[key]), validation)
             code = 200
-        return code, convert.from_storage(resource, obj), warnings
+        return code, convert.from_storage(resource, obj), deprecated + warnings
     except errors.ApiError as e:
-        return e.code, e.status(), []
+        return e.code, e.status(), deprecated
 
 
 def comparable(x: Any) -> Any:

@@ -1,1 +1,5 @@
-KINDS = []
+"""The group apiextensions.k8s.io."""
+
+from fastkube.api.crd import CustomResourceDefinition
+
+KINDS = [CustomResourceDefinition]

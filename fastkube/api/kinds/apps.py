@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastkube.api import formats, selectors
+from fastkube.api import internal
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from fastkube.api.kinds import pod_defaults, pod_spec
 from fastkube.api.kinds.base import Kind, Object
-from fastkube.api.kinds.common import Errors, enum, immutable, is_zero, nonnegative, not_more_than_100_percent, percent_value, positive_int_or_percent
-from fastkube.api.kinds.workloads import counts, selector_matches, template_for, template_warnings, workload_selector
+from fastkube.api.kinds.common import Errors, immutable, is_zero, label_selector, nonnegative, not_more_than_100_percent, positive_int_or_percent
+from fastkube.api.kinds.storage import claim_spec, claim_warnings, default_claim
+from fastkube.api.kinds.workloads import counts, selected_template, template_for, template_warnings, workload_selector
 
 GROUP = "apps"
 
@@ -47,14 +46,6 @@ class _Workload(Kind):
         return template_warnings(obj["spec"].get("template"), old["spec"].get("template") if old else None)
 
 
-def _unknown_operator(selector: Object | None) -> bool:
-    try:
-        selectors.from_object(selector)
-    except ValueError:
-        return True
-    return False
-
-
 class Deployment(_Workload):
     kind = "Deployment"
 
@@ -76,12 +67,12 @@ class Deployment(_Workload):
 
     def validate_spec(self, spec: Object) -> Errors:
         errors = nonnegative(spec.get("replicas"), "spec.replicas")
-        selector = spec.get("selector")
-        errors += workload_selector(spec, "spec", "deployment")
-        if _unknown_operator(selector):
-            errors.append(invalid_value("spec.selector", selector, "invalid label selector"))
+        bad, sound = workload_selector(spec, "spec", "deployment")
+        errors += bad
+        if not sound:
+            errors.append(invalid_value("spec.selector", spec["selector"], "invalid label selector"))
         else:
-            errors += selector_matches(selector, spec.get("template"), "spec.template") + template_for(spec.get("template"), "spec.template", "ReplicaSet")
+            errors += selected_template(spec, "spec") + template_for(spec.get("template"), "spec.template", "ReplicaSet")
         errors += self._strategy(spec.get("strategy") or {})
         errors += nonnegative(spec.get("minReadySeconds"), "spec.minReadySeconds") + nonnegative(spec.get("revisionHistoryLimit"), "spec.revisionHistoryLimit")
         deadline = spec.get("progressDeadlineSeconds")
@@ -96,7 +87,7 @@ class Deployment(_Workload):
         if strategy.get("type") == "Recreate":
             return [forbidden_field(f"{at}.rollingUpdate", "may not be specified when strategy `type` is 'Recreate'")] if rolling is not None else []
         if strategy.get("type") != "RollingUpdate":
-            return [not_supported(at, strategy, ("Recreate", "RollingUpdate"))] if False else [not_supported(f"{at}.type", strategy.get("type"), ("Recreate", "RollingUpdate"))]
+            return [not_supported(at, internal.view("apps.v1.DeploymentStrategy", strategy), ("Recreate", "RollingUpdate"))]
         if rolling is None:
             return [required(f"{at}.rollingUpdate", "this should be defaulted and never be nil")]
         at += ".rollingUpdate"
@@ -134,11 +125,11 @@ class ReplicaSet(_Workload):
 
     def validate_spec(self, spec: Object) -> Errors:
         errors = nonnegative(spec.get("replicas"), "spec.replicas") + nonnegative(spec.get("minReadySeconds"), "spec.minReadySeconds")
-        errors += workload_selector(spec, "spec", "replicaset")
-        selector = spec.get("selector")
-        if _unknown_operator(selector):
-            return [*errors, invalid_value("spec.selector", selector, "invalid label selector")]
-        return errors + selector_matches(selector, spec.get("template"), "spec.template") + template_for(spec.get("template"), "spec.template", "ReplicaSet")
+        bad, sound = workload_selector(spec, "spec", "replicaset")
+        errors += bad
+        if not sound:
+            return [*errors, invalid_value("spec.selector", spec["selector"], "invalid label selector")]
+        return errors + selected_template(spec, "spec") + template_for(spec.get("template"), "spec.template", "ReplicaSet")
 
     def validate_status(self, obj: Object, old: Object) -> list[FieldError]:
         status = obj.get("status") or {}
@@ -162,8 +153,6 @@ class StatefulSet(_Workload):
     kind = "StatefulSet"
 
     def default_spec(self, spec: Object) -> None:
-        from fastkube.api.kinds.storage import default_claim
-
         if not spec.get("podManagementPolicy"):
             spec["podManagementPolicy"] = "OrderedReady"
         strategy = spec.setdefault("updateStrategy", {})
@@ -189,7 +178,10 @@ class StatefulSet(_Workload):
         return {"replicas": 0, "availableReplicas": 0}
 
     def validate_spec(self, spec: Object) -> Errors:
-        errors: Errors = enum(spec.get("podManagementPolicy"), "spec.podManagementPolicy", ("OrderedReady", "Parallel"))
+        policy = spec.get("podManagementPolicy")
+        errors: Errors = []
+        if policy not in ("OrderedReady", "Parallel"):
+            errors.append(invalid_value("spec.podManagementPolicy", policy, "must be 'OrderedReady' or 'Parallel'"))
         errors += self._strategy(spec.get("updateStrategy") or {})
         retention = spec.get("persistentVolumeClaimRetentionPolicy") or {}
         for key in ("whenDeleted", "whenScaled"):
@@ -198,13 +190,16 @@ class StatefulSet(_Workload):
         errors += nonnegative(spec.get("replicas"), "spec.replicas") + nonnegative(spec.get("minReadySeconds"), "spec.minReadySeconds")
         errors += nonnegative((spec.get("ordinals") or {}).get("start"), "spec.ordinals.start")
         errors += nonnegative(spec.get("revisionHistoryLimit"), "spec.revisionHistoryLimit")
-        errors += workload_selector(spec, "spec", "statefulset")
-        selector, template = spec.get("selector"), spec.get("template")
-        if _unknown_operator(selector):
-            errors.append(invalid_value("spec.selector", selector, ""))
+        for i, claim in enumerate(spec.get("volumeClaimTemplates") or ()):
+            errors += claim_spec(claim.get("spec") or {}, f"spec.volumeClaimTemplates[{i}].spec")
+        bad, sound = workload_selector(spec, "spec", "statefulset")
+        errors += bad
+        template = spec.get("template") or {}
+        if not sound:
+            errors.append(invalid_value("spec.selector", spec["selector"], "invalid label selector"))
         else:
-            errors += selector_matches(selector, template, "spec.template") + pod_spec.template(template, "spec.template")
-        pod = (template or {}).get("spec") or {}
+            errors += selected_template(spec, "spec") + pod_spec.template(_with_claims(spec, template), "spec.template")
+        pod = template.get("spec") or {}
         if pod.get("restartPolicy") != "Always":
             errors.append(not_supported("spec.template.spec.restartPolicy", pod.get("restartPolicy") or "", ("Always",)))
         if pod.get("activeDeadlineSeconds") is not None:
@@ -218,7 +213,7 @@ class StatefulSet(_Workload):
         if kind == "OnDelete":
             return [invalid_value(f"{at}.rollingUpdate", rolling, "only allowed for updateStrategy 'RollingUpdate'")] if rolling is not None else []
         if kind != "RollingUpdate":
-            return [invalid_value(at, strategy, "must be 'RollingUpdate' or 'OnDelete'")]
+            return [invalid_value(at, internal.view("apps.v1.StatefulSetUpdateStrategy", strategy), "must be 'RollingUpdate' or 'OnDelete'")]
         if rolling is None:
             return []
         errors = nonnegative(rolling.get("partition"), f"{at}.rollingUpdate.partition")
@@ -230,9 +225,6 @@ class StatefulSet(_Workload):
                 errors.append(invalid_value(here, most, "cannot be 0"))
             errors += not_more_than_100_percent(most, here)
         return errors
-
-    def validate_create(self, obj: Object) -> list[FieldError]:
-        return self.validate_spec(obj["spec"]) + _claim_templates(obj["spec"])
 
     def validate_update(self, obj: Object, old: Object) -> list[FieldError]:
         errors = self.validate_spec(obj["spec"])
@@ -258,8 +250,6 @@ class StatefulSet(_Workload):
         return errors
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
-        from fastkube.api.kinds.storage import claim_warnings
-
         out = super().warnings(obj, old)
         for i, claim in enumerate(obj["spec"].get("volumeClaimTemplates") or ()):
             out += claim_warnings(claim.get("spec") or {}, f"spec.volumeClaimTemplates[{i}].spec")
@@ -268,8 +258,15 @@ class StatefulSet(_Workload):
         return out
 
 
-def _claim_templates(spec: Object) -> Errors:
-    return []
+def _with_claims(spec: Object, template: Object) -> Object:
+    """The template as its pods will be: with a volume for each claim template, which hides a volume of that name."""
+    claims = spec.get("volumeClaimTemplates") or ()
+    if not claims:
+        return template
+    names = [(claim.get("metadata") or {}).get("name") or "" for claim in claims]
+    pod = template.get("spec") or {}
+    kept = [v for v in pod.get("volumes") or () if v.get("name") not in names]
+    return {**template, "spec": {**pod, "volumes": [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in names] + kept}}
 
 
 class DaemonSet(_Workload):
@@ -305,19 +302,11 @@ class DaemonSet(_Workload):
         obj["metadata"].setdefault("annotations", {})[self.GENERATION] = str(count)
 
     def validate_spec(self, spec: Object) -> Errors:
-        from fastkube.api.kinds.common import label_selector
-
         selector, template = spec.get("selector"), spec.get("template")
         errors = label_selector(selector, "spec.selector")
-        if selector is not None and not _unknown_operator(selector):
-            labels = ((template or {}).get("metadata") or {}).get("labels") or {}
-            match = selectors.from_object(selector)
-            if not match.empty and not match.matches(labels):
-                errors.append(invalid_value("spec.template.metadata.labels", labels, "`selector` does not match template `labels`"))
-        if selector is None:
-            labels = ((template or {}).get("metadata") or {}).get("labels") or {}
-            errors.append(invalid_value("spec.template.metadata.labels", labels, "`selector` does not match template `labels`"))
-        elif not selector.get("matchLabels") and not selector.get("matchExpressions"):
+        if not errors:
+            errors += selected_template(spec, "spec")
+        if selector is not None and not selector.get("matchLabels") and not selector.get("matchExpressions"):
             errors.append(invalid_value("spec.selector", selector, "empty selector is invalid for daemonset"))
         errors += pod_spec.template(template, "spec.template")
         pod = (template or {}).get("spec") or {}
@@ -367,4 +356,3 @@ class ControllerRevision(Kind):
 
 
 KINDS = [Deployment, ReplicaSet, StatefulSet, DaemonSet, ControllerRevision]
-_ = (Any, formats, percent_value)

@@ -2,10 +2,11 @@
 
 One `Kind` per stored kind, in one module per API group (`kinds/core.py`, `kinds/apps.py` ...), found through `kinds.of(group, kind)`.
 Methods mutate `obj` in place where their name is a verb of change (`default`, `prepare_*`) and return lists where they look
-(`validate_*`, `warnings`). They never do I/O and never read the clock: what they need to know is in the arguments.
+(`validate_*`, `warnings`). They never do I/O; the few that stamp a time or make a name take it from `runtime.clock` and `runtime.entropy`.
 
 The order in the API server's pipeline:
-  create: decode, strict/type check (schema), convert, default, prepare_create, admission (mutating), validate_create, admission (validating)
+  create: decode, strict/type check (schema), convert, default, meta.prepare_create and fill_create, prepare_create, admission (mutating), validate_create,
+          admission (validating)
   update: decode, ..., default, prepare_update(obj, old), admission, validate_update(obj, old), admission
   status: the same with prepare_status and validate_status
 ObjectMeta is common to all (`api.meta`): its rules are called by the pipeline, not by each kind.
@@ -25,12 +26,20 @@ class Kind:
 
     group: ClassVar[str] = ""
     kind: ClassVar[str] = ""
+    stored_group: ClassVar[str | None] = None  # the group of the stored kind, which errors name, where it is another than `group`
     has_status: ClassVar[bool] = True  # a /status subresource: create clears status, update keeps the old one
     has_generation: ClassVar[bool] = True  # metadata.generation counts changes of everything but metadata and status
     create_on_update: ClassVar[bool] = False  # PUT of an absent object creates it (Lease, Event ... as upstream's AllowCreateOnUpdate)
     unconditional_update: ClassVar[bool] = True  # PUT without resourceVersion is allowed
     grace_seconds_default: ClassVar[int | None] = None  # a number: deletion is graceful (pods)
-    name_rule: ClassVar[str] = "subdomain"  # of metadata.name: "subdomain", "label", "path" (RBAC), "service" ...
+    name_rule: ClassVar[str] = "subdomain"  # of metadata.name: "subdomain", "label" (DNS-1123), "label1035" or "path" (RBAC: a path segment)
+    field_labels: ClassVar[tuple[str, ...]] = ()  # what field selectors may name besides metadata.name and metadata.namespace
+    deprecated: ClassVar[str] = ""  # the text of the warning that every answer about this resource carries
+
+    @property
+    def error_group(self) -> str:
+        """The group that field errors of this kind are told under (`errors.invalid`)."""
+        return self.group if self.stored_group is None else self.stored_group
 
     def name_errors(self, name: str, prefix: bool = False) -> list[str]:
         """What is wrong with a name (`prefix`: a generateName) of this kind."""
@@ -69,6 +78,9 @@ class Kind:
         obj.update({k: v for k, v in old.items() if k not in ("kind", "apiVersion", "metadata", "status")})
         kept = {k: meta[k] for k in ("managedFields", "resourceVersion") if k in meta}
         obj["metadata"] = {**{k: v for k, v in old["metadata"].items() if k != "managedFields"}, **kept}
+
+    def prepare_delete(self, obj: Object) -> None:
+        """What a deletion changes in the object before it is decided whether it goes at once (a finalizer that the kind itself adds)."""
 
     def validate_create(self, obj: Object) -> list[FieldError]:
         return []

@@ -12,6 +12,7 @@ from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_
 from fastkube.api.kinds.base import Kind, Object
 from fastkube.api.kinds.common import Errors, enum, immutable, native_resource, resource_quantity, rule
 from fastkube.api.kinds.pod_containers import PROTOCOLS, container_resource_name, resource_name
+from fastkube.runtime import entropy
 
 DATA_BYTES_MAX = 1024 * 1024
 
@@ -195,6 +196,10 @@ _LIMITS = ("max", "min", "default", "defaultRequest", "maxLimitRequestRatio")
 class LimitRange(Kind):
     kind = "LimitRange"
     has_status = has_generation = False
+
+    def prepare_create(self, obj: Object) -> None:
+        if not obj["metadata"].get("name"):
+            obj["metadata"]["name"] = entropy.uid()
 
     def default(self, obj: Object) -> None:
         for item in (obj.get("spec") or {}).get("limits") or ():
@@ -405,21 +410,13 @@ class Endpoints(Kind):
     kind = "Endpoints"
     has_status = has_generation = False
     create_on_update = True
+    deprecated = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
 
     def default(self, obj: Object) -> None:
         for subset in obj.get("subsets") or ():
             for port in subset.get("ports") or ():
                 if not port.get("protocol"):
                     port["protocol"] = "TCP"
-
-    def prepare_create(self, obj: Object) -> None:
-        self._repack(obj)
-
-    def prepare_update(self, obj: Object, old: Object) -> None:
-        self._repack(obj)
-
-    def _repack(self, obj: Object) -> None:
-        """The managed-by label that endpoint consumers look for is left to the controllers; nothing to do."""
 
     def validate_create(self, obj: Object) -> list[FieldError]:
         errors: Errors = []
@@ -437,9 +434,6 @@ class Endpoints(Kind):
 
     def validate_update(self, obj: Object, old: Object) -> list[FieldError]:
         return self.validate_create(obj)
-
-    def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
-        return ["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"]
 
 
 def _endpoint_address(address: Object, at: str) -> Errors:

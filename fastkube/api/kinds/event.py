@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastkube.api import formats
-from fastkube.api.errors import FieldError, invalid_value, required
+from fastkube.api import formats, internal
+from fastkube.api.errors import FieldError, forbidden_field, invalid_value, required
 from fastkube.api.kinds.base import Kind, Object
 from fastkube.api.kinds.common import Errors, rule
 
@@ -22,10 +22,10 @@ class Event(Kind):
     def prepare_update(self, obj: Object, old: Object) -> None: ...
 
     def validate_create(self, obj: Object) -> list[FieldError]:
-        return _legacy(obj)
+        return _legacy(obj, "reportingComponent")
 
     def validate_update(self, obj: Object, old: Object) -> list[FieldError]:
-        return _legacy(obj)
+        return _legacy(obj, "reportingComponent")
 
     def fields(self, obj: Object) -> dict[str, str]:
         ref = obj.get("involvedObject") or {}
@@ -34,66 +34,74 @@ class Event(Kind):
         return {**out, "reason": obj.get("reason") or "", "reportingComponent": obj.get("reportingComponent") or "", "source": source, "type": obj.get("type") or ""}
 
 
-def _namespace_fits(obj: Object) -> Errors:
-    """An event lies in the namespace of what it is about; of cluster-scoped things in default or kube-system."""
+_TEXT_MAX, _NOTE_MAX = 128, 1024
+
+
+def _legacy(obj: Object, reporting: str) -> Errors:
+    """What holds for every event; those with an eventTime, which only the new API's clients set, have more to say."""
     involved, own = (obj.get("involvedObject") or {}).get("namespace") or "", obj["metadata"].get("namespace") or ""
-    if not involved:
-        ok = own in ("", "default", "kube-system")
+    apart = [invalid_value("involvedObject.namespace", involved, "does not match event.namespace")]
+    errors: Errors = []
+    if obj.get("eventTime") is None:
+        if (own not in ("", "default")) if not involved else (own != involved):
+            errors += apart
     else:
-        ok = involved == own
-    return [] if ok else [invalid_value("involvedObject.namespace", involved, "does not match event.namespace")]
+        if not involved and own not in ("default", "kube-system"):
+            errors += apart
+        errors += _reported(obj, reporting)
+    return errors + rule(formats.subdomain, own, "namespace")
 
 
-def _legacy(obj: Object) -> Errors:
-    errors = _namespace_fits(obj)
-    return errors + rule(formats.label, obj["metadata"].get("namespace") or "default", "namespace")
-
-
-_NOTE_BYTES_MAX = 1024
+def _reported(obj: Object, reporting: str) -> Errors:
+    errors: Errors = []
+    controller, instance = obj.get("reportingComponent") or "", obj.get("reportingInstance") or ""
+    if not controller:
+        errors.append(required(reporting))
+    errors += rule(formats.qualified_name, controller, reporting)
+    if not instance:
+        errors.append(required("reportingInstance"))
+    if len(instance.encode()) > _TEXT_MAX:
+        errors.append(invalid_value("repotingIntance", "", f"can have at most {_TEXT_MAX} characters"))  # sic
+    for key in ("action", "reason"):
+        value = obj.get(key) or ""
+        if not value:
+            errors.append(required(key))
+        if len(value.encode()) > _TEXT_MAX:
+            errors.append(invalid_value(key, "", f"can have at most {_TEXT_MAX} characters"))
+    if len((obj.get("message") or "").encode()) > _NOTE_MAX:
+        errors.append(invalid_value("message", "", f"can have at most {_NOTE_MAX} characters"))
+    return errors
 
 
 class NewEvent(Event):
-    """events.k8s.io/v1: the rules of what is written through the new API (field names are the stored, core ones)."""
+    """events.k8s.io/v1: the rules of what is written through the new API (fields have the names of the stored, core ones)."""
 
     group = "events.k8s.io"
+    stored_group = ""
 
     def validate_create(self, obj: Object) -> list[FieldError]:
-        errors = _legacy(obj)
+        errors = _legacy(obj, "reportingController")
         if obj.get("eventTime") is None:
             errors.append(required("eventTime"))
-        return errors + _strict(obj)
+        if obj.get("type") not in ("Normal", "Warning"):
+            errors.append(invalid_value("type", "", "has invalid value: " + (obj.get("type") or "")))
+        errors += [forbidden_field(key, "needs to be unset") for key in ("firstTimestamp", "lastTimestamp") if obj.get(key) is not None]
+        errors += [forbidden_field("count", "needs to be unset")] if obj.get("count") else []
+        return errors + ([forbidden_field("source", "needs to be unset")] if obj.get("source") else [])
 
     def validate_update(self, obj: Object, old: Object) -> list[FieldError]:
-        errors = _legacy(obj)
-        for key in ("involvedObject", "reason", "message", "type", "eventTime", "action", "related", "reportingComponent", "reportingInstance"):
-            if (obj.get(key) or None) != (old.get(key) or None):
-                errors.append(invalid_value(_NEW.get(key, key), obj.get(key), "field is immutable"))
+        errors = _legacy(obj, "reportingController")
+        for key in _FIXED:
+            new, before = obj.get(key) or None, old.get(key) or None
+            if new != before:
+                value = internal.view("core.v1.ObjectReference", new) if key in ("involvedObject", "related") and new else obj.get(key)
+                errors.append(invalid_value("reportingController" if key == "reportingComponent" else key, value, "field is immutable"))
         return errors
 
 
-_NEW = {"message": "note", "involvedObject": "regarding", "reportingComponent": "reportingController"}
-
-
-def _strict(obj: Object) -> Errors:
-    errors: Errors = []
-    controller, instance, action = obj.get("reportingComponent") or "", obj.get("reportingInstance") or "", obj.get("action") or ""
-    if not controller:
-        errors.append(required("reportingController"))
-    errors += rule(formats.qualified_name, controller, "reportingController")
-    if not instance:
-        errors.append(required("reportingInstance"))
-    elif len(instance.encode()) > 128:
-        errors.append(invalid_value("repotingIntance", "", "can have at most 128 characters"))
-    for key, value in (("action", action), ("reason", obj.get("reason") or "")):
-        if not value:
-            errors.append(required(key))
-        elif len(value.encode()) > 128:
-            errors.append(invalid_value(key, "", "can have at most 128 characters"))
-    if len((obj.get("message") or "").encode()) > _NOTE_BYTES_MAX:
-        errors.append(invalid_value("message", "", f"can have at most {_NOTE_BYTES_MAX} characters"))
-    if obj.get("type") not in ("Normal", "Warning"):
-        errors.append(invalid_value("type", "", "has invalid value: " + (obj.get("type") or "")))
-    return errors
+_FIXED = (
+    "involvedObject", "reason", "message", "source", "firstTimestamp", "lastTimestamp", "count", "type", "eventTime", "action", "related", "reportingComponent", "reportingInstance",
+)  # fmt: skip
 
 
 KINDS = [Event, NewEvent]

@@ -50,8 +50,8 @@ class Node(Kind):
             errors.append(forbidden_field("spec.podCIDRs", 'node updates may not change podCIDR except from "" to valid'))
         if before.get("providerID") and spec.get("providerID") != before["providerID"]:
             errors.append(forbidden_field("spec.providerID", 'node updates may not change providerID except from "" to valid'))
-        errors += _addresses(obj.get("status") or {})
-        return errors
+        # Upstream looks at the taints of an update twice, and says so twice.
+        return errors + _addresses(obj.get("status") or {}) + _taints(spec.get("taints") or [], "metadata.taints")
 
     def validate_status(self, obj: Object, old: Object) -> list[FieldError]:
         status = obj.get("status") or {}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastkube.api import formats, selectors
+from fastkube.api import selectors
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from fastkube.api.kinds import pod_defaults, pod_spec, pod_warnings
 from fastkube.api.kinds.base import Kind, Object
 from fastkube.api.kinds.common import Errors, label_selector, nonnegative
-from fastkube.api.meta import validate_labels
 
 
 def template_warnings(template: Object | None, old: Object | None, at: str = "spec.template") -> list[str]:
@@ -18,16 +15,14 @@ def template_warnings(template: Object | None, old: Object | None, at: str = "sp
     return pod_warnings.pod(new.get("metadata") or {}, new.get("spec") or {}, before.get("spec") if old is not None else None, f"{at}.spec", template=True)
 
 
-def selector_matches(selector: Object | None, template: Object | None, at: str) -> Errors:
-    """The template's labels are what the selector selects."""
-    labels = ((template or {}).get("metadata") or {}).get("labels") or {}
-    if not selector:
+def selected_template(spec: Object, at: str) -> Errors:
+    """The template's labels are what the selector selects (an absent selector selects nothing)."""
+    selector = spec.get("selector")
+    labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels")
+    match = selectors.from_object(selector)
+    if match.matches(labels) or match.empty:
         return []
-    try:
-        match = selectors.from_object(selector)
-    except ValueError:
-        return []
-    return [] if match.empty or match.matches(labels) else [invalid_value(f"{at}.metadata.labels", labels, "`selector` does not match template `labels`")]
+    return [invalid_value(f"{at}.template.metadata.labels", labels, "`selector` does not match template `labels`")]
 
 
 def template_for(template: Object | None, at: str, kind: str) -> Errors:
@@ -41,24 +36,20 @@ def template_for(template: Object | None, at: str, kind: str) -> Errors:
     return errors
 
 
-def workload_selector(spec: Object, at: str, what: str) -> Errors:
-    """A required, non-empty metav1.LabelSelector."""
+def workload_selector(spec: Object, at: str, what: str) -> tuple[Errors, bool]:
+    """A required, non-empty metav1.LabelSelector -> (errors, whether it can select)."""
     selector = spec.get("selector")
     if selector is None:
-        return [required(f"{at}.selector")]
+        return [required(f"{at}.selector")], True
     errors = label_selector(selector, f"{at}.selector")
+    sound = not errors
     if not selector.get("matchLabels") and not selector.get("matchExpressions"):
         errors.append(invalid_value(f"{at}.selector", selector, f"empty selector is invalid for {what}"))
-    return errors
+    return errors, sound
 
 
 def counts(status: Object, at: str, *names: str) -> Errors:
     return [e for name in names for e in nonnegative(status.get(name), f"{at}.{name}")]
-
-
-def no_more_than(status: Object, at: str, name: str, bound: str) -> Errors:
-    value = status.get(name, 0)
-    return [invalid_value(f"{at}.{name}", value, f"cannot be greater than {bound}")] if value > status.get(bound, 0) else []
 
 
 class ReplicationController(Kind):
@@ -143,5 +134,3 @@ class PodTemplate(Kind):
 
 
 KINDS = [ReplicationController, PodTemplate]
-__all__ = ["KINDS", "formats", "template_for", "template_warnings", "validate_labels", "workload_selector"]
-Any_ = Any
