@@ -248,23 +248,6 @@ def canonical(fields: Set) -> Set:
     return out
 
 
-def validate(entries: list[Object], path: str = "metadata.managedFields") -> list[FieldError]:
-    """The field errors of managedFields that a client sent (apimachinery's ValidateManagedFields)."""
-    errors = []
-    for i, entry in enumerate(entries):
-        at = f"{path}[{i}]"
-        operation = entry.get("operation", "")
-        if operation not in ("Apply", "Update"):
-            errors.append(FieldError("FieldValueInvalid", f"{at}.operation", f"Invalid value: {orjson.dumps(operation).decode()}: must be `Apply` or `Update`"))
-        fields_type = entry.get("fieldsType", "")
-        if fields_type and fields_type != "FieldsV1":
-            errors.append(FieldError("FieldValueInvalid", f"{at}.fieldsType", f"Invalid value: {orjson.dumps(fields_type).decode()}: must be `FieldsV1`"))
-        errors += validate_manager(entry.get("manager", ""), f"{at}.manager")
-        if len(entry.get("subresource", "").encode()) > 256:
-            errors.append(FieldError("FieldValueTooLong", f"{at}.subresource", "Too long: may not be more than 256 bytes"))
-    return errors
-
-
 def validate_manager(name: str, path: str = "fieldManager") -> list[FieldError]:
     """The field errors of a manager's name."""
     if len(name.encode()) > MANAGER_BYTES_MAX:

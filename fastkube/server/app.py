@@ -26,6 +26,7 @@ from fastkube.server import admission, allocators, authn, authz, bootstrap
 from fastkube.server.authn.reviews import Reviews as Identities
 from fastkube.server.authz.reviews import Reviews as Permissions
 from fastkube.server.config import Config, StartError
+from fastkube.server.customresources import CustomResources
 from fastkube.server.discovery import Discovery
 from fastkube.server.handlers import read, subresources, write
 from fastkube.server.handlers.negotiation import JSON, content_type
@@ -91,9 +92,9 @@ class ApiServer:
         self.reader = StoreReader(store, self.endpoint)
         self.writer = ServerWriter(self)
         self.watching = Watching(store)
-        self.openapi = OpenApi()
         self.discovery = Discovery(self.served.all)
         self.openapi = OpenApi()
+        self.custom = CustomResources(self)
         self.supervisor = Supervisor("apiserver")
         self.addresses: list[tuple[str, int]] = []
         self._endpoints: dict[Resource, Endpoint] = {}
@@ -109,6 +110,15 @@ class ApiServer:
             endpoint = self._endpoints[resource] = Endpoint(resource)
         return endpoint
 
+    def serve(self, endpoint: Endpoint) -> None:
+        """Take a custom resource's endpoint in."""
+        self._endpoints[endpoint.resource] = endpoint
+        self.served.add(endpoint.resource)
+
+    def unserve(self, endpoint: Endpoint) -> None:
+        self.served.remove(endpoint.resource)
+        self._endpoints.pop(endpoint.resource, None)
+
     # ---- life
 
     async def start(self) -> None:
@@ -116,6 +126,7 @@ class ApiServer:
         started = clock.monotonic()
         await self.store.start()
         self._build()
+        self.custom.start()
         await bootstrap.run(self._bootstrap_config(), self.reader, self.writer)
         await self._listen()
         self._ready = True
@@ -274,8 +285,6 @@ class ApiServer:
         handler = self._paths.get(path)
         if handler is None and path.split("/", 2)[1] in ("healthz", "livez", "readyz"):
             handler = self.health.answer
-        if handler is None and path.startswith("/openapi/") and request.method in ("GET", "HEAD"):
-            return self._openapi(request, path)
         if handler is None and request.method in ("GET", "HEAD"):
             found = self.discovery.answer(path, request.headers.get("accept", ""), request.headers.get("if-none-match", ""))
             if found is not None:

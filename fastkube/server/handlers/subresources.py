@@ -60,7 +60,7 @@ class Subresources:
             kv = self.app.store.get(endpoint.resource.key(request.info.namespace, request.info.name))
             if kv is None:
                 raise errors.not_found(endpoint.plural, endpoint.group, request.info.name)
-            return self._shown(request, scale.of(endpoint, endpoint.decode(kv)), 200)
+            return self._shown(request, scale.of(endpoint, endpoint.decode(kv), endpoint.scale_paths), 200)
         return self._write_scale(endpoint, request)
 
     async def _write_scale(self, endpoint: Endpoint, request: Request) -> Answer:
@@ -71,16 +71,16 @@ class Subresources:
             meta.check_name(wanted, call.name)
 
             def make(old: Object) -> Object:
-                return scale.write(endpoint, old, wanted)
+                return scale.write(endpoint, old, wanted, endpoint.scale_paths[0])
         else:
             kind = write.PATCH_TYPES[content_type(request, tuple(write.PATCH_TYPES))]
 
             def make(old: Object) -> Object:
-                return scale.write(endpoint, old, write.patched_scale(scale.of(endpoint, old), kind, request.body, call))
+                return scale.write(endpoint, old, write.patched_scale(scale.of(endpoint, old, endpoint.scale_paths), kind, request.body, call), endpoint.scale_paths[0])
 
         written = await self.app.objects.update(call, make, prepare=endpoint.rules.prepare_update)
         obj = endpoint.from_storage(orjson.loads(written.value))
-        return self._shown(request, scale.of(endpoint, obj), 200, call.warnings)
+        return self._shown(request, scale.of(endpoint, obj, endpoint.scale_paths), 200, call.warnings)
 
     # ---- pods
 

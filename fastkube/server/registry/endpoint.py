@@ -37,6 +37,8 @@ def with_revision(value: bytes, revision: int) -> bytes:
 class Endpoint:
     """See the module. `rules` is the kind's (api.kinds), shared by all versions."""
 
+    scale_paths = (".spec.replicas", ".status.replicas", "")  # where the scale subresource finds desired and observed replicas, and the selector
+
     def __init__(self, resource: Resource, rules: kinds.Kind | None = None) -> None:
         self.resource = resource
         self.group, self.version, self.plural, self.kind = resource.group, resource.version, resource.plural, resource.kind

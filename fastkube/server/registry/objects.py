@@ -322,6 +322,7 @@ class Objects:
         if _is_namespace(endpoint) and old["metadata"].get("deletionTimestamp") and held(endpoint, old):
             raise errors.conflict(endpoint.plural, "", call.name, _NAMESPACE_GOING)
         obj = endpoint.decode(kv)
+        endpoint.rules.prepare_delete(obj)
         gone = deletion(endpoint, obj, options)
         if gone:
             value = kv.value
