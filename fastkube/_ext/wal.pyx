@@ -3,11 +3,12 @@
 A file is a header followed by frames. A frame is atomic: one transaction (all changes of one revision) or one control record.
 
     frame: u32 length of body | u32 CRC32C of body, seeded with the CRC before it | u32 CRC32C of these 8 bytes | body
-    body:  u8 type | payload
+    body:  u8 type | payload | u8 255
     transaction payload: u64 revision | u32 operations | per operation: u8 kind (0 put, 1 delete) | u32 key length | u32 value length | i64 lease | key | value
 
 All integers are little-endian. The chained CRC ties each frame to those before it; the header's own CRC tells a frame that the end of the file cuts
-(a torn write) from one whose length is damaged.
+(a torn write) from one whose length is damaged. Space is allocated ahead of the frames (a sync need not write the file's size then: two thirds of the
+CPU time, half the wait), so a log ends with zeros; the last byte of a frame is never zero, which tells a frame that was cut by them from a damaged one.
 
 `Journal` gathers frames on the event loop's side; its thread, which never holds the GIL, fills in the CRCs, writes a whole group with one
 write and one fdatasync, and says so through an eventfd. A failed write of a full disk is taken back (the file is cut to where it was); any other
@@ -15,7 +16,7 @@ failure, and every failure of fdatasync, stops the journal for good: nobody know
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EDQUOT, EFBIG, EINTR, ENOSPC, errno
+from libc.errno cimport EDQUOT, EFBIG, EINTR, ENOSPC, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
@@ -25,6 +26,9 @@ from fastkube._ext.tree cimport Event, KeyValue, Tree, event_at
 
 cdef extern from "unistd.h" nogil:
     int fdatasync(int fd)
+
+cdef extern from "fcntl.h" nogil:
+    int fallocate(int fd, int mode, int64_t offset, int64_t length)
 
 cdef extern from "pthread.h" nogil:
     ctypedef struct pthread_mutex_t:
@@ -84,6 +88,8 @@ cdef enum:
     OPERATION_HEADER = 17
     KEPT_BYTES_MAX = 1 << 22  # a buffer larger than this is given back after its group
     SECTOR = 512
+    ALLOCATE_BYTES = 4 << 20  # how far ahead space is allocated
+    TRAILER = 255
 
 TRANSACTION = 1
 FRAME_HEADER_BYTES = FRAME_HEADER
@@ -106,14 +112,19 @@ def crc32c_model(const unsigned char[::1] data, uint32_t seed=0):
 
 def frame(uint8_t type, bytes payload, uint32_t crc):
     """One frame, for files written elsewhere than in a Journal -> (bytes, the CRC to go on from)."""
-    cdef Py_ssize_t n = PyBytes_GET_SIZE(payload) + 1
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, FRAME_HEADER + n)
-    cdef char* p = PyBytes_AS_STRING(out)
-    (<uint32_t*> p)[0] = <uint32_t> n
-    (<uint8_t*> p)[FRAME_HEADER] = type
-    memcpy(p + FRAME_HEADER + 1, PyBytes_AS_STRING(payload), n - 1)
-    crc = seal(p, crc)
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, FRAME_HEADER + PyBytes_GET_SIZE(payload) + 2)
+    lay(PyBytes_AS_STRING(out), type, payload)
+    crc = seal(PyBytes_AS_STRING(out), crc)
     return out, crc
+
+
+cdef void lay(char* p, uint8_t type, bytes payload) noexcept:
+    """A frame without its CRCs."""
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(payload)
+    (<uint32_t*> p)[0] = <uint32_t> (n + 2)
+    (<uint8_t*> p)[FRAME_HEADER] = type
+    memcpy(p + FRAME_HEADER + 1, PyBytes_AS_STRING(payload), n)
+    (<uint8_t*> p)[FRAME_HEADER + 1 + n] = TRAILER
 
 
 cdef uint32_t seal(char* frame, uint32_t crc) noexcept nogil:
@@ -140,7 +151,10 @@ cdef class Journal:
     cdef bint _sync
     cdef int _fd
     cdef int _notify_fd
-    cdef uint32_t _crc
+    cdef readonly uint32_t crc  # where the chain stands at `offset`
+    cdef char* _preface
+    cdef size_t _preface_n
+    cdef int64_t _allocated  # up to here the file has its blocks and its size
     cdef int64_t _recorded
     cdef readonly int64_t offset
     cdef int _error
@@ -162,14 +176,25 @@ cdef class Journal:
     def __dealloc__(self):
         free(self._gathered)
         free(self._out)
+        free(self._preface)
         pthread_mutex_destroy(&self._lock)
         pthread_cond_destroy(&self._cond)
 
-    def open(self, int fd, int64_t offset, uint32_t crc):
-        """Go on in this file, positioned at `offset`, where the CRC chain stands at `crc`. Only while idle."""
+    def open(self, int fd, int64_t offset, uint32_t crc, uint8_t preface_type=0, bytes preface=b""):
+        """Go on in this file, positioned at `offset`, where the CRC chain stands at `crc`; a `preface` goes before the next group. Only while idle."""
         self._fd = fd
         self.offset = offset
-        self._crc = crc
+        self._allocated = offset
+        self.crc = crc
+        free(self._preface)
+        self._preface = NULL
+        self._preface_n = 0
+        if preface_type:
+            self._preface_n = FRAME_HEADER + PyBytes_GET_SIZE(preface) + 2
+            self._preface = <char*> malloc(self._preface_n)
+            if self._preface == NULL:
+                raise MemoryError()
+            lay(self._preface, preface_type, preface)
 
     def fail(self, str call, int after, int error, int64_t partial=0):
         """Make the `after`-th next "write" or "fdatasync" fail with `error` (tests only)."""
@@ -199,7 +224,7 @@ cdef class Journal:
 
     def record(self, Tree tree):
         """Gather what the tree's log got since the last call, all of it one transaction, as a frame; returns the bytes gathered so far."""
-        cdef size_t n = 1 + 12
+        cdef size_t n = 1 + 12 + 1
         cdef int64_t i
         cdef uint32_t operations = <uint32_t> (tree.log_end - self._recorded)
         cdef KeyValue kv
@@ -229,18 +254,16 @@ cdef class Journal:
             memcpy(p + OPERATION_HEADER, PyBytes_AS_STRING(kv.key), kn)
             memcpy(p + OPERATION_HEADER + kn, PyBytes_AS_STRING(kv.value), vn)
             p += OPERATION_HEADER + kn + vn
+        (<uint8_t*> p)[0] = TRAILER
         self._gathered_n += FRAME_HEADER + n
         self._recorded = tree.log_end
         return self._gathered_n
 
     def control(self, uint8_t type, bytes payload):
         """Gather a control record; returns the bytes gathered so far."""
-        cdef Py_ssize_t n = PyBytes_GET_SIZE(payload) + 1
-        cdef char* p = self._reserve(FRAME_HEADER + n)
-        (<uint32_t*> p)[0] = <uint32_t> n
-        (<uint8_t*> p)[FRAME_HEADER] = type
-        memcpy(p + FRAME_HEADER + 1, PyBytes_AS_STRING(payload), n - 1)
-        self._gathered_n += FRAME_HEADER + n
+        cdef size_t n = FRAME_HEADER + PyBytes_GET_SIZE(payload) + 2
+        lay(self._reserve(n), type, payload)
+        self._gathered_n += n
         return self._gathered_n
 
     @property
@@ -326,35 +349,45 @@ cdef class Journal:
 
     cdef void _write_group(self) noexcept nogil:
         cdef size_t at = 0
-        cdef uint32_t crc = self._crc
+        cdef uint32_t crc = self.crc
+        cdef int64_t end = self.offset + self._preface_n + self._out_n
+        if self._preface_n:
+            crc = seal(self._preface, crc)
         while at < self._out_n:
             crc = seal(self._out + at, crc)
             at += FRAME_HEADER + (<uint32_t*> (self._out + at))[0]
-        if self._write_all():
+        if end > self._allocated:
+            if fallocate(self._fd, 0, self.offset, end - self.offset + ALLOCATE_BYTES) == 0:
+                self._allocated = end + ALLOCATE_BYTES
+            elif errno == EOPNOTSUPP:
+                self._allocated = 0x7FFFFFFFFFFFFFFF
+        if self._write_all(self._preface, self._preface_n) or self._write_all(self._out, self._out_n):
             self._error_call = b"write"
             self._fatal = not (self._error == ENOSPC or self._error == EDQUOT or self._error == EFBIG)
             # Take the part that went through back, so that the next group follows the last good one.
             if not self._fatal and (ftruncate(self._fd, self.offset) or lseek(self._fd, self.offset, 0) < 0 or fdatasync(self._fd)):
                 self._fatal = True
+            self._allocated = self.offset
             return
         if self._sync and self._sync_file():
             self._error_call = b"fdatasync"
             self._fatal = True
             return
-        self._crc = crc
-        self.offset += self._out_n
+        self.crc = crc
+        self.offset = end
+        self._preface_n = 0
 
-    cdef int _write_all(self) noexcept nogil:
+    cdef int _write_all(self, char* data, size_t size) noexcept nogil:
         cdef size_t at = 0
         cdef Py_ssize_t n
-        while at < self._out_n:
+        while at < size:
             if self._fail_write:
                 self._fail_write -= 1
                 if self._fail_write == 0:
-                    write(self._fd, self._out + at, min(<size_t> self._fail_partial, self._out_n - at))
+                    write(self._fd, data + at, min(<size_t> self._fail_partial, size - at))
                     self._error = self._fail_errno
                     return -1
-            n = write(self._fd, self._out + at, self._out_n - at)
+            n = write(self._fd, data + at, size - at)
             if n < 0:
                 if errno == EINTR:
                     continue
@@ -403,28 +436,36 @@ class Damaged(Exception):
 
 
 def scan(const unsigned char[::1] data, Py_ssize_t offset, uint32_t crc, on_frame):
-    """Check frames from `offset` on and call `on_frame(type, start, end)` for each payload; returns the last CRC. Raises Damaged."""
-    cdef Py_ssize_t size = data.shape[0]
+    """Check frames from `offset` on and call `on_frame(type, start, end)` for each payload, up to the end or to where only zeros follow.
+
+    -> (where the last frame ends, the CRC chain there). Raises Damaged."""
+    cdef Py_ssize_t size = data.shape[0], written = size, end
     cdef uint32_t length, body_crc, header_crc, chained
     cdef const unsigned char* p
-    while offset < size:
+    while written > offset and data[written - 1] == 0:
+        written -= 1
+    while offset < written:
         if size - offset < FRAME_HEADER:
             raise Damaged(offset, "the frame's header is cut", True, crc)
         p = &data[offset]
         memcpy(&length, p, 4)
         memcpy(&body_crc, p + 4, 4)
         memcpy(&header_crc, p + 8, 4)
-        if crc32c_any(0, p, 8) != header_crc or length == 0:
-            raise Damaged(offset, "the frame's header does not match its checksum", has_zero_sector(&data[0], offset, size), crc)
-        if size - offset - FRAME_HEADER < length:
+        if crc32c_any(0, p, 8) != header_crc or length < 2:
+            end = min(((offset + FRAME_HEADER - 1) // SECTOR + 1) * SECTOR, size)
+            raise Damaged(
+                offset, "the frame's header does not match its checksum", written <= offset + FRAME_HEADER or has_zero_sector(&data[0], offset, end), crc)
+        end = offset + FRAME_HEADER + length
+        if end > size:
             raise Damaged(offset, "the frame is cut", True, crc)
         chained = crc32c_any(crc, p + FRAME_HEADER, length)
         if chained != body_crc:
-            raise Damaged(offset, "the frame does not match its checksum", has_zero_sector(&data[0], offset + FRAME_HEADER, offset + FRAME_HEADER + length), crc)
+            raise Damaged(
+                offset, "the frame does not match its checksum", data[end - 1] == 0 or has_zero_sector(&data[0], offset + FRAME_HEADER, end), crc)
         crc = chained
-        on_frame(p[FRAME_HEADER], offset + FRAME_HEADER + 1, offset + FRAME_HEADER + length)
-        offset += FRAME_HEADER + length
-    return crc
+        on_frame(p[FRAME_HEADER], offset + FRAME_HEADER + 1, end - 1)
+        offset = end
+    return offset, crc
 
 
 def replay(Tree tree, const unsigned char[::1] data, Py_ssize_t start, Py_ssize_t end, on_event=None):

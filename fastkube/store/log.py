@@ -16,7 +16,7 @@ from fastkube._ext.tree import Tree
 from fastkube._ext.wal import Journal
 from fastkube.runtime import clock, logs
 from fastkube.store import recovery, segments, snapshot
-from fastkube.store.segments import in_thread
+from fastkube.store.segments import PAIR, in_thread
 
 log = logs.get("store")
 
@@ -31,13 +31,16 @@ class WriteAheadLog:
         self.segments: list[recovery.Segment] = []  # the last one is written to
         self._fsync = fsync
         self._segment_bytes = segment_bytes
+        self.failed = False  # for good: the file is left as it is
         self._next: tuple[int, int] | None = None  # the segment made ready: (descriptor, CRC seed)
 
     # Open and close
 
     def open(self, tree: Tree) -> recovery.Recovered:
         """Take the directory, fill the tree, be ready to go on. Raises InUse, StoreDamaged, OSError."""
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self.directory.exists():
+            self.directory.mkdir(parents=True, mode=0o700)
+            segments.sync_directory(self.directory.parent)
         self._lock_fd = segments.lock(self.directory)
         try:
             started = clock.monotonic()
@@ -57,7 +60,10 @@ class WriteAheadLog:
         self._store_id = found.store_id
         self.segments = found.segments
         self.journal = Journal(self._event_fd, self._fsync)
-        self.journal.open(self._fd, found.offset, found.crc)
+        if found.sealed is not None and found.offset == segments.HEADER.size:  # its first group was cut off
+            self.journal.open(self._fd, found.offset, found.crc, segments.SEALED, PAIR.pack(*found.sealed))
+        else:
+            self.journal.open(self._fd, found.offset, found.crc)
         self.journal.start_at(tree.log_end)
         log.info("store open", directory=str(self.directory), revision=tree.visible, keys=len(tree), seconds=round(clock.monotonic() - started, 3))
         return found
@@ -76,13 +82,17 @@ class WriteAheadLog:
         except BlockingIOError:
             return
         if self.journal.finished:
-            self._on_group(self.journal.result())
+            error = self.journal.result()
+            self.failed = error is not None and error[2]
+            self._on_group(error)
 
     def close(self) -> None:
         """Let the directory go. Nothing may be in flight."""
         self._loop.remove_reader(self._event_fd)
         self.journal.stop()
         self._thread.join()
+        if not self.failed:
+            os.ftruncate(self._fd, self.journal.offset)
         for fd in (self._event_fd, self._fd, self._lock_fd, *(self._next or ())[:1]):
             os.close(fd)
 
@@ -98,9 +108,10 @@ class WriteAheadLog:
         if self._next is not None and self.journal.offset >= self._segment_bytes:
             (fd, crc), self._next = self._next, None
             self.segments.append(recovery.Segment(self.segments[-1].sequence + 1, head + 1))
-            self.journal.open(fd, segments.HEADER.size, crc)
+            end = self.journal.offset
+            self.journal.open(fd, segments.HEADER.size, crc, segments.SEALED, PAIR.pack(end, self.journal.crc))
             old, self._fd = self._fd, fd
-            self._loop.run_in_executor(None, os.close, old)
+            self._loop.run_in_executor(None, _leave, old, end)
         self.journal.flush()
 
     async def prepare(self) -> None:
@@ -127,3 +138,11 @@ class WriteAheadLog:
         await in_thread(segments.remove_older, self.directory, revision, first)
         del self.segments[:keep]
         log.info("snapshot written", path=str(path), revision=revision, seconds=round(clock.monotonic() - started, 3))
+
+
+def _leave(fd: int, end: int) -> None:
+    """Give back what was allocated ahead in a segment that is full."""
+    try:
+        os.ftruncate(fd, end)
+    finally:
+        os.close(fd)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ class Recovered:
     segments: list[Segment] = field(default_factory=list)  # the last one is to be gone on in
     offset: int = 0  # where the last one ends
     crc: int = 0  # where its chain stands
+    sealed: tuple[int, int] | None = None  # the same of the one before
     compacted: int = 0  # what was asked for explicitly
     marks: list[tuple[float, int]] = field(default_factory=list)  # (wall time in seconds, revision visible then)
     leases: dict[int, int] = field(default_factory=dict)  # id -> ttl
@@ -72,7 +74,7 @@ def recover(directory: Path, tree: Tree) -> Recovered | None:
         revision, path = snapshots[-1]
         first = _load_snapshot(path, revision, tree, result)
         segments.remove_older(directory, revision, first)
-    found = _begun(directory, [(sequence, path) for sequence, path in found if sequence >= first], result)
+    found = _begun(directory, [(sequence, path) for sequence, path in found if sequence >= first])
     if not snapshots and not found:
         return None
     if snapshots and not found:
@@ -81,22 +83,27 @@ def recover(directory: Path, tree: Tree) -> Recovered | None:
         if sequence != expected:
             raise StoreDamaged(segments.segment_path(directory, expected), 0, "the segment is missing")
     for sequence, path in found:
+        if result.segments:
+            result.sealed = result.offset, result.crc
         result.segments.append(Segment(sequence, tree.head + 1))
         _replay_segment(path, sequence, tree, result, last=sequence == found[-1][0])
     tree.publish(tree.head)
     return result
 
 
-def _begun(directory: Path, found: list[tuple[int, Path]], result: Recovered) -> list[tuple[int, Path]]:
-    """Take segments away that were made ready but never written to: all but the first of those at the end that hold no frame."""
-    while (
-        found
-        and found[-1][1].stat().st_size <= segments.HEADER.size
-        and (len(found) > 1 or (found[-1][1].stat().st_size < segments.HEADER.size and found[-1][0] == 1))
-    ):
+def _begun(directory: Path, found: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
+    """Take segments away that were made ready but never written to: those at the end that hold no frame. An only segment with its header stays."""
+    while found and _empty(found[-1][1]) and (len(found) > 1 or (found[0][0] == 1 and found[0][1].stat().st_size < segments.HEADER.size)):
         found.pop()[1].unlink()
         segments.sync_directory(directory)
     return found
+
+
+def _empty(path: Path) -> bool:
+    """Whether there is nothing but zeros after the header."""
+    with open(path, "rb") as f:
+        f.seek(segments.HEADER.size)
+        return not f.read(wal.FRAME_HEADER_BYTES).strip(b"\0") and not f.read().strip(b"\0")
 
 
 def _check_id(path: Path, store_id: int, result: Recovered) -> None:
@@ -137,21 +144,21 @@ def _load_snapshot(path: Path, revision: int, tree: Tree, result: Recovered) -> 
     return first
 
 
-def _scan(path: Path, data: memoryview, crc: int, on_frame) -> int:
-    """Every frame of a file that must be whole."""
+def _scan(path: Path, data: memoryview, crc: int, on_frame: Callable[[int, int, int], None]) -> tuple[int, int]:
+    """Every frame of a file -> (where the last one ends, the CRC chain there)."""
     at = segments.HEADER.size
 
     def checked(kind: int, start: int, end: int) -> None:
         nonlocal at
-        at = start
+        at = start - wal.FRAME_HEADER_BYTES - 1
         on_frame(kind, start, end)
 
     try:
         return wal.scan(data, segments.HEADER.size, crc, checked)
     except wal.Damaged as e:
         raise StoreDamaged(path, e.offset, str(e)) from e
-    except ValueError as e:
-        raise StoreDamaged(path, at - wal.FRAME_HEADER_BYTES - 1, str(e)) from e
+    except (ValueError, struct.error) as e:
+        raise StoreDamaged(path, at, str(e)) from e
 
 
 def _replay_segment(path: Path, sequence: int, tree: Tree, result: Recovered, *, last: bool) -> None:
@@ -161,37 +168,42 @@ def _replay_segment(path: Path, sequence: int, tree: Tree, result: Recovered, *,
         _check_id(path, store_id, result)
         if number != sequence:
             raise StoreDamaged(path, 16, f"the file is named for segment {sequence}, and says {number}")
+        unsealed = result.sealed  # what the first frame has to say
 
         def on_frame(kind: int, start: int, end: int) -> None:
-            if kind == wal.TRANSACTION:
+            nonlocal unsealed
+            if unsealed is not None:
+                if kind != segments.SEALED or PAIR.unpack(data[start:end]) != unsealed:
+                    raise StoreDamaged(segments.segment_path(path.parent, sequence - 1), unsealed[0], "the segment does not end as the one after it says")
+                unsealed = None
+            elif kind == wal.TRANSACTION:
                 wal.replay(tree, data, start, end)
-            elif kind == segments.MARK:
-                micros, revision = PAIR.unpack(data[start:end])
-                result.marks.append((micros / 1e6, revision))
-            elif kind == segments.COMPACT:
-                result.compacted = max(result.compacted, I64.unpack(data[start:end])[0])
-            elif kind == segments.LEASE_GRANT:
-                lease, ttl = PAIR.unpack(data[start:end])
-                result.leases[lease] = ttl
-            elif kind == segments.LEASE_REVOKE:
-                result.leases.pop(I64.unpack(data[start:end])[0], None)
             else:
-                raise ValueError(f"no frame of type {kind} belongs there")
+                _control(kind, data[start:end], result)
 
         try:
-            result.crc = _scan(path, data, crc, on_frame)
-            result.offset = size
+            result.offset, result.crc = _scan(path, data, crc, on_frame)
             return
         except StoreDamaged as e:
             torn = e.__cause__
             if not (last and isinstance(torn, wal.Damaged) and torn.torn):
                 raise
-            result.crc = torn.crc
-            result.offset = e.offset
+            result.offset, result.crc = torn.offset, torn.crc
     log.warning("cut off a write that never finished", path=str(path), offset=result.offset, bytes=size - result.offset)
-    fd = os.open(path, os.O_WRONLY)
-    try:
-        os.ftruncate(fd, result.offset)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    segments.cut(path, result.offset)
+
+
+def _control(kind: int, payload: memoryview, result: Recovered) -> None:
+    """A frame of a segment that is no transaction."""
+    if kind == segments.MARK:
+        micros, revision = PAIR.unpack(payload)
+        result.marks.append((micros / 1e6, revision))
+    elif kind == segments.COMPACT:
+        result.compacted = max(result.compacted, I64.unpack(payload)[0])
+    elif kind == segments.LEASE_GRANT:
+        lease, ttl = PAIR.unpack(payload)
+        result.leases[lease] = ttl
+    elif kind == segments.LEASE_REVOKE:
+        result.leases.pop(I64.unpack(payload)[0], None)
+    elif kind != segments.SEALED:  # (of a segment whose predecessor is gone)
+        raise ValueError(f"no frame of type {kind} belongs there")

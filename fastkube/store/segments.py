@@ -34,6 +34,7 @@ MARK = 2  # i64 wall time in microseconds, i64 revision visible then
 COMPACT = 3  # i64 revision
 LEASE_GRANT = 4  # i64 id, i64 ttl in seconds
 LEASE_REVOKE = 5  # i64 id
+SEALED = 6  # i64 where the segment before ends, i64 where its CRC chain stands there: the first frame of each segment but the first
 # In snapshots:
 KEYS = 16  # what Tree.dump gave
 LEASES = 17  # pairs of i64 id, i64 ttl
@@ -103,6 +104,16 @@ def remove_older(directory: Path, revision: int, sequence: int) -> None:
 def sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def cut(path: Path, size: int) -> None:
+    """Shorten a file, durably."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -55,7 +55,7 @@ def frames(path: Path) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
 
     def on_frame(kind, start, end):
-        found.append((start - wal.FRAME_HEADER_BYTES - 1, end))
+        found.append((start - wal.FRAME_HEADER_BYTES - 1, end + 1))  # with its last byte
 
     wal.scan(data, segments.HEADER.size, segments.HEADER.unpack(data[: segments.HEADER.size])[4], on_frame)
     return found
@@ -70,18 +70,18 @@ def test_crc32c_known_answer():
     assert wal.crc32c(b"123456789") == 0xE3069283  # RFC 3720, B.4
 
 
-async def test_every_truncation_of_the_tail_is_cut_off(tmp_path):
+@pytest.mark.parametrize("allocated", [0, 100, 9000])  # zeros that follow: space allocated ahead
+async def test_every_truncation_of_the_tail_is_cut_off(tmp_path, allocated):
     states = await filled(tmp_path / "a")
     path = segments.segment_path(tmp_path / "a", 1)
     data, listed = path.read_bytes(), frames(path)
     final = max(states)
     for size in range(listed[-FRAMES_TRIED][0], len(data) + 1):
-        path.write_bytes(data[:size])
+        path.write_bytes(data[:size] + bytes(allocated))
         whole = sum(1 for _, end in listed if end <= size)
         expected = final - (len(listed) - whole)
-        head, keys = recovered(tmp_path / "a")
-        assert (head, keys) == states[expected], size
-        assert path.stat().st_size == (listed[whole - 1][1])  # cut to the last whole frame
+        assert recovered(tmp_path / "a") == states[expected], size
+        assert frames(path) == listed[:whole] and recovered(tmp_path / "a") == states[expected]
     path.write_bytes(data[: segments.HEADER.size])
     assert recovered(tmp_path / "a") == (1, [])
     path.write_bytes(data[: segments.HEADER.size - 1])  # the very first creation was interrupted
@@ -107,7 +107,7 @@ async def test_every_flipped_bit_of_the_log_is_refused(tmp_path):
     first = listed[-FRAMES_TRIED][0]
     for at in [*range(segments.HEADER.size), *range(first, len(data))]:
         for bit in (0, 7):
-            flipped = bytearray(data)
+            flipped = bytearray(data + bytes(at % 2 * 5000))
             flipped[at] ^= 1 << bit
             path.write_bytes(flipped)
             with pytest.raises(StoreDamaged) as e:
@@ -156,8 +156,9 @@ async def test_zeros_that_a_power_cut_left_are_cut_off_but_only_at_the_end(tmp_p
     tree = Tree()
     found = recovery.recover(tmp_path, tree)
     big, _ = wal.frame(wal.TRANSACTION, bytes([1] * 3000), found.crc)
-    path.write_bytes(data + big[:600] + bytes(len(big) - 600))  # the header and a part were written, the rest of its pages were not
-    assert (recovered(tmp_path)) == final
+    for lost in (0, 600, 1500):  # some of its pages were written, some were not
+        path.write_bytes(data + big[:lost] + bytes(1400) + big[lost + 1400 :] + bytes(3000))
+        assert (recovered(tmp_path)) == final
 
 
 async def test_segments_must_be_complete_and_belong_together(tmp_path):
@@ -377,3 +378,45 @@ async def test_segments_know_where_they_begin_under_pipelined_groups(tmp_path):
         firsts = [int.from_bytes(data[start + 13 : start + 21], "little") for start, _ in frames(path) if data[start + 12] == wal.TRANSACTION]
         assert not firsts or firsts[0] == segment.first
     await store.close()
+
+
+async def test_a_segment_that_lost_its_end_is_refused(tmp_path):
+    """Even where whole control frames are gone, which no gap in the revisions tells."""
+    store = EmbeddedStore(tmp_path, segment_bytes=2000)
+    await store.start()
+    while len(store._log.segments) < 3:
+        await store.lease_grant(100)
+        await store._log.prepare()
+    await store.close()
+    path = segments.segment_path(tmp_path, 1)
+    data, listed = path.read_bytes(), frames(path)
+    for shortened in (data[: listed[-2][1]], data[: listed[-2][1]] + bytes(5000), data[: segments.HEADER.size]):
+        path.write_bytes(shortened)
+        with pytest.raises(StoreDamaged, match="does not end as the one after it says") as e:
+            recovered(tmp_path)
+        assert e.value.path == path
+    path.write_bytes(data + bytes(5000))  # not cut to size yet when the process was killed
+    assert recovered(tmp_path)[0] == 1
+
+
+async def test_the_first_group_of_a_segment_torn(tmp_path):
+    store = EmbeddedStore(tmp_path, segment_bytes=2000)
+    await store.start()
+    n = 0
+    while len(store._log.segments) < 2:
+        n += 1
+        await store.put(b"/a", b"%d" % n)
+        await store._log.prepare()
+    await store.close()
+    path = segments.segment_path(tmp_path, 2)
+    data = path.read_bytes()
+    for size in range(segments.HEADER.size + 1, len(data)):
+        path.write_bytes(data[:size])
+        store = EmbeddedStore(tmp_path, segment_bytes=2000)
+        await store.start()
+        assert store.get(b"/a").value == b"%d" % (n - 1)
+        await store.put(b"/a", b"%d" % n)
+        await store.close()
+        assert recovered(tmp_path)[1][0][1] == b"%d" % n
+        if len(frames(path)) == 1:  # gone on in the segment before
+            break
