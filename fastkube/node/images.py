@@ -146,10 +146,11 @@ def _system(layer: Layer, users: Sequence[str] = ()) -> None:
 
 
 def _busybox_into(layer: Layer) -> None:
-    binary = _need("/bin/busybox", "busybox-static")
-    if b"/lib64/ld-linux" in Path(binary).read_bytes()[:4096]:
-        raise ImageError("/bin/busybox is linked dynamically (Debian: apt-get install busybox-static)")
+    # Debian's busybox-static serves too, but its name resolution (wget by name) crashes: a known limit of static glibc
+    binary = _need("/bin/busybox", "busybox")
     layer.copy(binary, "bin/busybox")
+    for library in libraries(binary):
+        layer.copy(library)
     for path in subprocess.run([binary, "--list-full"], check=True, capture_output=True, text=True).stdout.split():
         if os.path.basename(path) != "busybox":
             layer.symlink("bin/" + os.path.basename(path), "/bin/busybox")
@@ -178,10 +179,10 @@ def pause() -> Recipe:
     return Recipe(layer, {"Entrypoint": ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait $!; done"]})
 
 
-def _libraries(binary: str) -> set[str]:
-    """The shared libraries of `binary` and the loader, as ldd resolves them."""
+def libraries(binary: str) -> set[str]:
+    """The shared libraries of `binary` and the loader, as ldd resolves them; none for a static one."""
     found = set()
-    for line in subprocess.run(["ldd", binary], check=True, capture_output=True, text=True).stdout.splitlines():
+    for line in subprocess.run(["ldd", binary], capture_output=True, text=True).stdout.splitlines():
         path = line.partition("=>")[2].split() or line.split()
         if path and path[0].startswith("/"):
             found.add(path[0])
@@ -194,7 +195,7 @@ def nginx() -> Recipe:
     _system(layer, ["nginx:x:101:101:nginx:/nonexistent:/bin/false"])
     _busybox_into(layer)
     layer.copy(binary)
-    for library in _libraries(binary):
+    for library in libraries(binary):
         layer.copy(library)
     layer.copy(_need("/etc/nginx/mime.types", "nginx-common"))
     layer.file("etc/nginx/nginx.conf", _NGINX_CONF)

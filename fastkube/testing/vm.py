@@ -6,7 +6,7 @@ over the serial line, its exit code over QEMU's debug-exit device. A boot takes 
 
     result = vm.run("ipvsadm -Ln")          # Result(code=0, output="IP Virtual Server ...")
 
-Wants root (the guest reads files as they are), qemu-system-x86 and busybox-static; the kernel is fetched once with `apt-get download` into a
+Wants root (the guest reads files as they are), qemu-system-x86 and busybox; the kernel is fetched once with `apt-get download` into a
 cache directory (FASTKUBE_VM_CACHE, else /var/cache/fastkube-vm).
 """
 
@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from fastkube.node import images
 
 KERNEL_PACKAGE = "linux-image-amd64"
 CACHE = Path(os.environ.get("FASTKUBE_VM_CACHE", "/var/cache/fastkube-vm"))
@@ -92,7 +94,7 @@ def missing() -> str:
     """What this machine lacks for running one, in words; empty when nothing."""
     if os.geteuid() != 0:
         return "root is needed"
-    wanted = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "apt-get": "apt", "dpkg-deb": "dpkg"}
+    wanted = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox", "apt-get": "apt", "dpkg-deb": "dpkg"}
     lacking = [package for program, package in wanted.items() if shutil.which(program) is None]
     return f"packages are missing: {' '.join(lacking)}" if lacking else ""
 
@@ -163,13 +165,20 @@ def initramfs(machine: Kernel, script: str, directory: Path) -> bytes:
     init = INIT.format(modules=" ".join(m.name for m in modules), release=machine.release, cache=CACHE)
     files = [
         ("bin", None), ("modules", None),
-        ("bin/busybox", Path(busybox).read_bytes()),
+        *_program(busybox),
         *((f"modules/{m.name}", m.read_bytes()) for m in modules),
         ("init", init.encode()),
         ("start", START.format(directory=directory, code_max=CODE_MAX).encode()),
         ("script", script.encode()),
     ]  # fmt: skip
     return gzip.compress(cpio(files), 1)
+
+
+def _program(binary: str) -> list[tuple[str, bytes | None]]:
+    """`binary` as bin/NAME, with its shared libraries where the loader looks for them."""
+    paths = sorted(images.libraries(binary))
+    parents = sorted({str(parent)[1:] for path in paths for parent in Path(path).parents if str(parent) != "/"})
+    return [*((d, None) for d in parents if d != "bin"), *((path[1:], Path(path).read_bytes()) for path in paths), (f"bin/{Path(binary).name}", Path(binary).read_bytes())]
 
 
 def cpio(files: Sequence[tuple[str, bytes | None]]) -> bytes:

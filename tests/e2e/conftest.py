@@ -42,7 +42,7 @@ def cluster(netns, tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("e2e") / "data", netns)
     line = cluster.start()
     assert "ready" in line
-    cluster.import_images("nginx", "busybox")
+    cluster.import_images("nginx:1", "busybox:1")
     yield cluster
     cluster.down()
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.cluster import wait_for
 
-WEB = ["create", "deployment", "web", "--image=nginx:latest", "--replicas=2"]
+WEB = ["create", "deployment", "web", "--image=nginx:1", "--replicas=2"]
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_create_deployment_scale_and_delete(web):
 
 
 def test_set_image_rollout_and_undo(web):
-    web.kubectl("set", "image", "deployment/web", "nginx=busybox:latest")
-    web.kubectl("set", "image", "deployment/web", "nginx=nginx:latest")
+    web.kubectl("set", "image", "deployment/web", "nginx=busybox:1")
+    web.kubectl("set", "image", "deployment/web", "nginx=nginx:1")
     web.kubectl("annotate", "deployment/web", "kubernetes.io/change-cause=back to nginx")
     web.kubectl("set", "env", "deployment/web", "MODE=two")
     assert "successfully rolled out" in web.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
@@ -61,7 +61,7 @@ def test_set_image_rollout_and_undo(web):
     web.kubectl("rollout", "undo", "deployment/web")
     web.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
     template = web.get("deployment", "web")["spec"]["template"]["spec"]["containers"][0]
-    assert template["image"] == "nginx:latest" and "env" not in template
+    assert template["image"] == "nginx:1" and "env" not in template
     assert web.get("deployment", "web")["metadata"]["annotations"]["deployment.kubernetes.io/revision"] == "5"
     web.kubectl("rollout", "restart", "deployment/web")
     web.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
@@ -100,7 +100,7 @@ def test_describe_shows_state_and_events(web):
 
 
 def run_pod(cluster, name, script, *extra):
-    cluster.kubectl("run", name, "--image=busybox:latest", "--image-pull-policy=IfNotPresent", "--restart=Never", *extra, "--", "sh", "-c", script)
+    cluster.kubectl("run", name, "--image=busybox:1", "--image-pull-policy=IfNotPresent", "--restart=Never", *extra, "--", "sh", "-c", script)
 
 
 def test_logs_and_follow(cluster, ns):
@@ -144,7 +144,7 @@ def test_exec_exit_codes_stdin_and_tty(web):
 
 
 def test_attach(cluster, ns):
-    run_pod(cluster, "echo", "while read l; do echo got $l; done", "-i")
+    run_pod(cluster, "echo", "while read l; do echo got $l; done", "-i", "--attach=false")
     cluster.kubectl("wait", "--for=condition=Ready", "pod/echo", "--timeout=60s")
     attached = cluster.popen("attach", "-i", "echo", stdin=subprocess.PIPE)
     out, _ = attached.communicate("one\ntwo\n", timeout=30)
@@ -201,7 +201,7 @@ def test_get_watch_sees_changes(cluster, ns):
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and "DELETED" not in lines:
             if select.select([watch.stdout], [], [], 0.5)[0]:
-                lines += watch.stdout.readline()
+                lines += os.read(watch.stdout.fileno(), 65536).decode()
         assert re.search(r"ADDED +seen", lines) and re.search(r"DELETED +seen", lines)
     finally:
         watch.terminate()
