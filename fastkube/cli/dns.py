@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,8 @@ def command(
         upstreams = [Upstream(*_address(text, 53)) for text in upstream.split(",")] if upstream else None
     except ValueError as error:
         fail(str(error))
+    if publish and (host in ("0.0.0.0", "::", "localhost") or ipaddress.ip_address(host).is_loopback):
+        fail(f"--publish needs an address in --listen that pods reach, not {host}")
     cidrs = [cidr for text in (cluster_cidr, service_cluster_ip_range) for cidr in text.split(",") if cidr]
     config = Config(kubeconfig, (host, port), cluster_domain.strip("."), cluster_dns, publish, resolv_conf, upstreams, cidrs)
     serve("dns", lambda stop: run(config, stop), (KubeconfigError, ListenError))

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 SCHEMA_VERSION = "1.1.0"
 TTL_SECONDS = 30
 NEGATIVE_TTL_SECONDS = 5
+ALIASES_MAX = 8
 
 A, NS, CNAME, SOA, PTR, TXT, AAAA, SRV, ANY = 1, 2, 5, 6, 12, 16, 28, 33, 255
 NOERROR, SERVFAIL, NXDOMAIN = 0, 2, 3
@@ -177,11 +178,12 @@ class Zone:
 
     def answer(self, name: str, type_: int) -> Answer | None:
         """The answer for a name in lower case without its closing dot; None when it is not ours to answer."""
+        return self._answer_inside(name, type_) if self._is_ours(name) else None
+
+    def _is_ours(self, name: str) -> bool:
         if name == self.domain or name.endswith("." + self.domain):
-            return self._answer_inside(name, type_)
-        if name.endswith((".in-addr.arpa", ".ip6.arpa")) and (name in self.names or self._denies(name)):
-            return self._answer_inside(name, type_)
-        return None
+            return True
+        return name.endswith((".in-addr.arpa", ".ip6.arpa")) and (name in self.names or self._denies(name))
 
     def _answer_inside(self, name: str, type_: int) -> Answer:
         if name not in self.names:
@@ -190,21 +192,27 @@ class Zone:
                 family = AAAA if ":" in address else A
                 return Answer(NOERROR, (Record(name, family, address),) if type_ in (family, ANY) else ())
             return Answer(NOERROR if name in self.below else NXDOMAIN)
-        aliases = self.rrset(name, CNAME)
-        if aliases and type_ not in (CNAME, ANY):
-            return self._follow(name, aliases[0], type_)
+        if type_ not in (CNAME, ANY) and self.rrset(name, CNAME):
+            return self._follow(name, type_)
         types = (A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT) if type_ == ANY else (type_,)
         records = tuple(Record(name, t, data) for t in types for data in self.rrset(name, t))
         targets = dict.fromkeys(r.data[3] for r in records if r.type == SRV)
         additional = tuple(Record(target, t, data) for target in targets for t in (A, AAAA) for data in self.rrset(target, t))
         return Answer(NOERROR, records, additional)
 
-    def _follow(self, name: str, target: str, type_: int) -> Answer:
-        """A CNAME (of an ExternalName service) and what it leads to; one that leads to another is followed once: chains end here."""
-        alias = Record(name, CNAME, target)
-        if not self.answer(target, type_):
-            return Answer(NOERROR, (alias,), chase=target)
-        return Answer(NOERROR, (alias, *(Record(target, type_, data) for data in self.rrset(target, type_))))
+    def _follow(self, name: str, type_: int) -> Answer:
+        """A CNAME (of an ExternalName service) and what it leads to, through at most ALIASES_MAX further ones; circles end there."""
+        records: list[Record] = []
+        while len(records) < ALIASES_MAX:
+            target = self.rrset(name, CNAME)[0]
+            records.append(Record(name, CNAME, target))
+            if not self._is_ours(target):
+                return Answer(NOERROR, tuple(records), chase=target)
+            if not self.rrset(target, CNAME):
+                found = self._answer_inside(target, type_)
+                return Answer(found.rcode, (*records, *found.records))
+            name = target
+        return Answer(NOERROR, tuple(records))
 
     def _pod_address(self, name: str) -> str:
         """The address in A-B-C-D.NS.pod.ZONE; empty when it is none."""
