@@ -70,7 +70,7 @@ async def load(directory: Path, keys: int) -> None:
     value = os.urandom(VALUE_BYTES)
     cpu, pauses = time.process_time(), Pauses()
     for start in range(0, keys, GROUP):
-        await asyncio.gather(*[store.put(key(i), value[i % 7 :] + value[: i % 7]) for i in range(start, min(keys, start + GROUP))])
+        await asyncio.gather(*[store.put(key(i), value[:-8] + i.to_bytes(8, "big")) for i in range(start, min(keys, start + GROUP))])
     show("put, groups of 2,000", (time.process_time() - cpu) / keys * 1e6, "us")
     await pauses.stop()
     show("resident after the load", rss(), "GiB", "floor 1.6")
