@@ -146,7 +146,7 @@ def _system(layer: Layer, users: Sequence[str] = ()) -> None:
 
 
 def _busybox_into(layer: Layer) -> None:
-    # Debian's busybox-static serves too, but its name resolution (wget by name) crashes: a known limit of static glibc
+    # Debian machines have either busybox or busybox-static; the two exclude each other
     binary = _need("/bin/busybox", "busybox")
     layer.copy(binary, "bin/busybox")
     for library in libraries(binary):

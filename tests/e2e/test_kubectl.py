@@ -76,11 +76,11 @@ def test_expose_nodeport_and_reach_it_everywhere(web):
     assert "html" in web.curl(f"http://10.245.0.1:{node_port}/").lower()
     name = pod_names(web)[0]
     namespace = service["metadata"]["namespace"]
-    answer = web.kubectl("exec", name, "--", "busybox", "wget", "-q", "-T", "5", "-O", "-", f"http://web.{namespace}.svc.cluster.local/")
+    answer = web.kubectl("exec", name, "--", "busybox", "wget", "-q", "-O", "-", f"http://web.{namespace}.svc.cluster.local/")
     assert "html" in answer.lower()
     # a pod reaches itself through its own service (hairpin)
     for _ in range(6):
-        assert "html" in web.kubectl("exec", name, "--", "busybox", "wget", "-q", "-T", "5", "-O", "-", f"http://{cluster_ip}/").lower()
+        assert "html" in web.kubectl("exec", name, "--", "busybox", "wget", "-q", "-O", "-", f"http://{cluster_ip}/").lower()
     listing = web.kubectl("get", "service", "web").splitlines()
     assert listing[0].split() == ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"]
     assert f"80:{node_port}/TCP" in listing[1]
