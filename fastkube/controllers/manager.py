@@ -53,6 +53,9 @@ CONTROLLERS: dict[str, Callable[[], type[Controller]]] = {
     "node-ipam-controller": _load("nodeipam", "NodeIpamController"),
     "pod-garbage-collector-controller": _load("housekeeping", "PodGarbageCollector"),
     "clusterrole-aggregation-controller": _load("housekeeping", "ClusterRoleAggregation"),
+    "certificatesigningrequest-approving-controller": _load("certificates", "Approver"),
+    "certificatesigningrequest-signing-controller": _load("certificates", "SigningController"),
+    "certificatesigningrequest-cleaner-controller": _load("certificates", "Cleaner"),
     "ttl-after-finished-controller": _load("housekeeping", "TTLAfterFinished"),
     "garbage-collector-controller": _load("garbagecollector", "GarbageCollector"),  # last: it shares the informers of those before
 }

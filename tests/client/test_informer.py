@@ -99,7 +99,7 @@ async def test_410_lists_again_and_replaces() -> None:
     api = FakeApi()
     for name in ("same", "changes", "goes", "reborn"):
         api.put(name)
-    async with running(api) as (informer, told):
+    async with running(api) as (_, told):
         await until(lambda: api.watches == 1)
         told.clear()
         held, api.changed = api.changed, asyncio.Event()  # events while nobody watches

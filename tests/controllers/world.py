@@ -151,7 +151,7 @@ class Kubelet:
 
 @contextlib.asynccontextmanager
 async def world() -> AsyncIterator[World]:
-    server = ApiServer(Config(bind_addresses=(), secure_port=0, authorization_mode=("RBAC",)), EmbeddedStore(None))
+    server = ApiServer(Config(bind_addresses=(), secure_port=0, authorization_mode=("Node", "RBAC")), EmbeddedStore(None))
     await server.start()
     try:
         async with Supervisor("world") as supervisor:

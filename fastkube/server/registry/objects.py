@@ -108,6 +108,8 @@ class Objects:
             meta.fill_create(obj, clock.rfc3339(), entropy.uid(), entropy.suffix() if generated else "")
             obj["metadata"].pop("resourceVersion", None)
             rules.prepare_create(obj)
+            if endpoint.plural == "certificatesigningrequests" and endpoint.group == "certificates.k8s.io":
+                _requester(obj, call.user)
             if self.allocators is not None and endpoint.plural == "services" and not endpoint.group:
                 self.allocators.create(obj, attributes.rollbacks)
             name = obj["metadata"].get("name") or ""
@@ -254,8 +256,8 @@ class Objects:
         asked = metadata.get("resourceVersion") or ""
         if asked == "" or asked == "0":
             if not endpoint.rules.unconditional_update:
-                problem = errors.invalid_value("metadata.resourceVersion", asked, "must be specified for an update")
-                raise errors.invalid(endpoint.kind, endpoint.group, call.name, [problem])
+                problem = errors.invalid_value("metadata.resourceVersion", 0, "must be specified for an update")
+                raise errors.invalid(endpoint.plural, endpoint.group, call.name, [problem])
             metadata["resourceVersion"] = str(kv.mod_revision)
         elif asked != str(kv.mod_revision):
             if not asked.isdecimal():
@@ -394,3 +396,13 @@ def _is_namespace(endpoint: Endpoint) -> bool:
 def held(endpoint: Endpoint, obj: Object) -> bool:
     """Whether finalizers (of a namespace: also those of its spec) keep an object whose deletion has begun."""
     return bool(obj["metadata"].get("finalizers") or (_is_namespace(endpoint) and (obj.get("spec") or {}).get("finalizers")))
+
+
+def _requester(csr: Object, user: User) -> None:
+    """A certificate request tells who makes it, whatever it says itself (signers go by it)."""
+    spec = csr["spec"]
+    who = {"username": user.name, "uid": user.uid, "groups": list(user.groups), "extra": {k: list(v) for k, v in user.extra.items()}}
+    for field_name, value in who.items():
+        spec.pop(field_name, None)
+        if value:
+            spec[field_name] = value
