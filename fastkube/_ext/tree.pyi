@@ -21,7 +21,7 @@ class Event:
     kv: KeyValue  # for a deletion: the key, its mod_revision is the deletion's, value b""
     prev: KeyValue | None  # what stood there before; None for a creation
     # A free slot, as above: the API server keeps encoded watch frames here, so that each is made once. Emptied for events that are no longer
-    # among the newest 4,096.
+    # among the newest 512.
     attrs: Any
 
 class Tree:

@@ -24,7 +24,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 cdef enum:
-    EVENT_ATTRS_MAX = 4096  # the newest events that keep their `attrs`; older ones are encoded again when somebody asks
+    EVENT_ATTRS_MAX = 512  # the newest events that keep their `attrs`; older ones are encoded again when somebody asks
     VERSION_BYTES = 256  # what a version costs beside its key and value
     EVENT_BYTES = 64
     DUMP_HEADER = 40
