@@ -62,4 +62,4 @@ def test_operator(hollow, tmp_path):
         print(log.read()[-3000:])
         log.close()
     hollow.kubectl("delete", "crd", "notes.example.dev", "--timeout=30s")
-    wait_for("the resource is gone", lambda: "the server doesn't have a resource type" in hollow.kubectl("get", "notes", check=False), 20)
+    wait_for("the resource is gone", lambda: "NotFound" in hollow.kubectl("get", "--raw", "/apis/example.dev/v1/notes", check=False), 20)
