@@ -24,7 +24,7 @@ async def run(revisions: int, keys: int, history_bytes: int) -> None:
     await store.start()
     rng = random.Random(1)
     blob = rng.randbytes(8192)
-    for step in range(10):
+    for _ in range(10):
         for _ in range(revisions // 10 // GROUP):
             writes: list = []
             for _ in range(GROUP):
@@ -35,7 +35,9 @@ async def run(revisions: int, keys: int, history_bytes: int) -> None:
                     at = rng.randrange(4000)
                     writes.append(store.put(key, blob[at : at + rng.randrange(100, 4096)]))
             await asyncio.gather(*writes)
-        show(f"resident after {store.revision:,} revisions, {store.count(b'/', b'0'):,} keys, {store._tree.history_bytes >> 20} MiB history", rss() * 1024, "MiB")
+        show(
+            f"resident after {store.revision:,} revisions, {store.count(b'/', b'0'):,} keys, {store._tree.history_bytes >> 20} MiB history", rss() * 1024, "MiB"
+        )
     await store.close()
 
 
