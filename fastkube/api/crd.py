@@ -11,6 +11,7 @@ from typing import Any
 from fastkube.api import formats, structural
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.tables import custom
 from fastkube.runtime import clock
 
 CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
@@ -76,7 +77,7 @@ class CustomResourceDefinition(Kind):
 def _name_errors(obj: Object) -> list[FieldError]:
     spec = obj["spec"]
     name, wanted = obj["metadata"].get("name", ""), f"{(spec.get('names') or {}).get('plural', '')}.{spec.get('group', '')}"
-    return [] if name == wanted else [invalid_value("metadata.name", name, 'must be spec.names.plural+"."+spec.group')]
+    return [] if name == wanted or not name else [invalid_value("metadata.name", name, 'must be spec.names.plural+"."+spec.group')]
 
 
 def _spec_errors(spec: Object) -> list[FieldError]:
@@ -124,6 +125,8 @@ def _versions_errors(spec: Object) -> list[FieldError]:
         errors.append(invalid_value("spec.versions", shown, "must contain unique version names"))
     if sum(bool(v.get("storage")) for v in versions) != 1:
         errors.append(invalid_value("spec.versions", shown, "must have exactly one version marked as storage version"))
+    if versions and (problems := formats.label_1035(versions[0].get("name", ""))):
+        errors.append(invalid_value("spec.version", versions[0].get("name", ""), ",".join(problems)))
     return errors
 
 
@@ -163,10 +166,10 @@ def _version_errors(version: Object, where: str, folded: bool, i: int) -> list[F
 
 
 def _json_path_errors(path: str, at: str) -> list[FieldError]:
-    from fastkube.api.tables import custom
-
     if not path:
         return [required(at)]
+    if not path.startswith("."):
+        return [invalid_value(at, path, "must be a simple json path starting with .")]
     try:
         custom.compile_path(path)
     except ValueError as e:

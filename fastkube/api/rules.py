@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cel_expr_python import cel
-from cel_expr_python.ext import ext_encoders, ext_math, ext_optional, ext_strings
+from cel_expr_python.ext import ext_bindings, ext_encoders, ext_math, ext_optional, ext_strings
 
 from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, required
 from fastkube.api.rulelib import FUNCTIONS
@@ -27,6 +27,7 @@ _RESERVED = frozenset(
 )  # fmt: skip
 _OLD_SELF = re.compile(r"\boldSelf\b")
 _UNKNOWN_FIELD = re.compile(r"self\.([A-Za-z_][A-Za-z0-9_]*)")
+_NO_KEY = re.compile(r'.*NOT_FOUND: Key not found in map : "([^"]*)".*', re.DOTALL)
 _TRAVERSAL = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\['([^']+)'\]|\[\"([^\"]+)\"\]")
 
 _env: Any = None
@@ -36,8 +37,15 @@ def env() -> Any:
     """The CEL environment that all rules share."""
     global _env
     if _env is None:
-        extensions = [ext_strings.ExtStrings(), ext_math.ExtMath(), ext_encoders.ExtEncoders(), ext_optional.ExtOptional()]
-        _env = cel.NewEnv(variables={"self": cel.Type.DYN, "oldSelf": cel.Type.DYN}, extensions=extensions, functions=FUNCTIONS)
+        extensions = [
+            ext_bindings.ExtBindings(),
+            ext_strings.ExtStrings(),
+            ext_math.ExtMath(),
+            ext_encoders.ExtEncoders(),
+            ext_optional.ExtOptional(),
+            cel.CelExtension("kubernetes", FUNCTIONS),
+        ]
+        _env = cel.NewEnv(variables={"self": cel.Type.DYN, "oldSelf": cel.Type.DYN}, extensions=extensions)
     return _env
 
 
@@ -202,12 +210,15 @@ def _with_envelope(value: Any, original: Any, path: str) -> Any:
 
 def _run(rule: Rule, path: str, type_: str, data: Schema) -> FieldError | None:
     try:
-        held = rule.program.eval(data=data).plain_value()
+        held = rule.program.eval(data=data).plain_value()  # an evaluation's error comes as a value, a conversion's is raised
     except Exception as e:
-        return invalid_value(path or "<nil>", type_, f"rule evaluation failed: {rule.text}: {e}")
+        held = e
     if held is True:
         return None
-    return rule.error(path, type_, data) if held is False else invalid_value(path or "<nil>", type_, str(held))
+    if held is False:
+        return rule.error(path, type_, data)
+    problem = _NO_KEY.sub(r"no such key: \1", str(held)).split("\n")[0]
+    return invalid_value(path or "<nil>", type_, f"{problem} evaluating rule: {rule.message.strip() or rule.text.strip()}")
 
 
 def _walk(place: Place | None, value: Any, old: Any, had: bool, path: str) -> Iterator[tuple[Place, Any, Any, bool, str]]:

@@ -42,11 +42,22 @@ def validate(schema: Schema, at: str, has_status: bool = False) -> list[FieldErr
     _openapi(schema, at, errors, 0)
     structural: list[FieldError] = []
     _structural(schema, at, structural, 0)
+    sound = not structural and not errors
     errors += structural
-    if not structural and not errors:
-        _rules(schema, at, errors)
+    if not structural:
         _defaults(schema, at, errors, root=True)
+    if sound:
+        _rules(schema, at, errors)
+    _types(schema, at, errors, 0)
     return errors
+
+
+def _types(schema: Schema, at: str, errors: list[FieldError], depth: int) -> None:
+    if (type_ := schema.get("type")) and type_ not in TYPES:
+        errors.append(not_supported(f"{at}.type", type_, TYPES))
+    if depth <= _MAX_DEPTH:
+        for path, inner in (*((p, i) for p, i, _ in _children(schema, at)), *_logical(schema, at)):
+            _types(inner, path, errors, depth + 1)
 
 
 def _children(schema: Schema, at: str) -> list[tuple[str, Schema, str]]:
@@ -69,8 +80,6 @@ def _openapi(schema: Schema, at: str, errors: list[FieldError], depth: int) -> N
     if depth > _MAX_DEPTH:
         return
     type_ = schema.get("type") or ""
-    if type_ and type_ not in TYPES:
-        errors.append(not_supported(f"{at}.type", type_, TYPES))
     for word, text in (
         ("definitions", "definitions is not supported"),
         ("$ref", "$ref is not supported"),
