@@ -10,12 +10,13 @@ Laws:
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from fastkube.proxy import nftelements
 from fastkube.proxy.diff import Change
 from fastkube.proxy.layout import TABLE, Address, ElementKey, Elements, Lane, Layout, Value, lanes_of
+from fastkube.proxy.netlink import Socket
 from fastkube.runtime import logs
 
 log = logs.get("proxy.nftables")
@@ -28,13 +29,19 @@ class NftError(RuntimeError):
 
 
 class Transaction:
-    """Element changes of one family, collected; `text` is what nft is given."""
+    """Changes of one family, collected: `structure` (lines for nft) and elements. `text` is all of it for nft."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.structure: list[str] = []
-        self.deletes: dict[str, list[str]] = {}
-        self.adds: dict[str, list[str]] = {}
+        self.deletes: list[ElementKey] = []
+        self.adds: list[tuple[ElementKey, Value]] = []
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is elements only, few, and of sets without intervals: what goes over netlink directly."""
+        elements = len(self.deletes) + len(self.adds)
+        return not self.structure and elements <= nftelements.ELEMENTS_MAX and all(name != "sources" for name, _ in (*self.deletes, *(k for k, _ in self.adds)))
 
     def define(self, parts: dict[str, str]) -> None:
         """Create sets, maps and chains, or give those that exist these rules."""
@@ -49,18 +56,15 @@ class Transaction:
                 self.structure.append(f"flush chain {at} {name}")
                 self.structure += [f"add rule {at} {name} {rule.strip()}" for rule in split_rules(rules)]
 
-    def delete(self, element: ElementKey) -> None:
-        self.deletes.setdefault(element[0], []).append(key_text(element[1]))
-
-    def add(self, element: ElementKey, value: Value) -> None:
-        text = key_text(element[1])
-        self.adds.setdefault(element[0], []).append(text if value is None else f"{text} : {value_text(value)}")
-
     def text(self) -> str:
         at = f"{self.layout.nft} {TABLE}"
-        lines = list(self.structure)
-        for verb, groups in (("delete", self.deletes), ("add", self.adds)):
-            lines += [f"{verb} element {at} {name} {{ {', '.join(items)} }}" for name, items in groups.items()]
+        groups: dict[str, list[str]] = {}
+        for name, key in self.deletes:
+            groups.setdefault(f"delete element {at} {name}", []).append(key_text(key))
+        for (name, key), value in self.adds:
+            item = key_text(key) if value is None else f"{key_text(key)} : {value_text(value)}"
+            groups.setdefault(f"add element {at} {name}", []).append(item)
+        lines = self.structure + [f"{head} {{ {', '.join(items)} }}" for head, items in groups.items()]
         return "\n".join(lines) + "\n" if lines else ""
 
 
@@ -89,7 +93,7 @@ class Table:
         self.owners: Counter[ElementKey] = Counter()  # hairpin elements are shared
         self.lanes: set[Lane] = set(layout.standing)
 
-    def change(self, changes: Iterable[Change]) -> str:
+    def change(self, changes: Iterable[Change]) -> Transaction:
         transaction = Transaction(self.layout)
         before: dict[ElementKey, tuple[bool, Value]] = {}  # of each element touched: was it there, with which value
         for frontend, old, new in changes:
@@ -113,10 +117,10 @@ class Table:
             is_there = (element in self.live, self.live.get(element))
             if was_there != is_there:
                 if was_there[0]:
-                    transaction.delete(element)
+                    transaction.deletes.append(element)
                 if is_there[0]:
-                    transaction.add(element, is_there[1])
-        return transaction.text()
+                    transaction.adds.append((element, is_there[1]))
+        return transaction
 
     def replace(self, changes: Iterable[Change], present: set[str]) -> str:
         """The text that makes the table hold exactly `changes` (all from nothing). `present`: `map NAME`, `set NAME`, `chain NAME` now there."""
@@ -132,7 +136,7 @@ class Table:
             kind, name = part.split(" ")
             if kind != "chain" and name not in DYNAMIC:
                 start.append(f"flush {kind} {at} {name}")
-        filled = self.change(changes)
+        filled = self.change(changes).text()
         wanted = self.layout.base().keys() | {f"chain {lane.name}" for lane in self.lanes}
         unused = [f"{verb} {part.replace(' ', f' {at} ')}" for verb in ("flush", "delete") for part in sorted(present - wanted) if part.startswith("chain ")]
         return "\n".join(start) + "\n" + base.text() + "".join(f"{line}\n" for line in unused) + filled
@@ -144,24 +148,37 @@ class Table:
 
 
 class Nft:
-    """Runs nft. `argv`: the command, for tests with `ip netns exec NS` before it."""
+    """The kernel's nftables: through the nft program, small changes over netlink. `argv`, `netns`: for tests in a namespace of their own."""
 
-    def __init__(self, argv: Sequence[str] = ("nft",)) -> None:
+    def __init__(self, argv: Sequence[str] = ("nft",), netns: str | None = None) -> None:
         self.argv = tuple(argv)
+        self.netns = netns
+        self._socket: Socket | None = None
 
     async def run(self, text: str) -> None:
         if text:
             await self._call("-f", "-", input=text)
 
-    async def present(self, family: str) -> set[str]:
-        """What our table holds, by kind and name; empty when there is no table."""
-        try:
-            listed = json.loads(await self._call("-j", "-t", "list", "table", family, TABLE))
-        except NftError as e:
-            if "No such file" in str(e):
-                return set()
-            raise
-        return {f"{kind} {item['name']}" for entry in listed["nftables"] for kind, item in entry.items() if kind in ("map", "set", "chain")}
+    async def apply(self, transactions: Sequence[Transaction]) -> None:
+        """All of them as one transaction of the kernel. Raises NftError."""
+        if not all(t.is_small for t in transactions):
+            await self.run("".join(t.text() for t in transactions))
+            return
+        messages = [m for t in transactions for m in nftelements.messages(t.layout.nft, t.deletes, t.adds)]
+        if messages:
+            try:
+                self._connection().batch(nftelements.SUBSYSTEM, messages)
+            except OSError as e:
+                raise NftError(f"element change refused: {e}") from e
+
+    def present(self, family: str) -> set[str]:
+        """What our table holds, as `map NAME`, `set NAME`, `chain NAME`; empty when there is no table. OSError."""
+        return nftelements.present(self._connection(), family)
+
+    def _connection(self) -> Socket:
+        if self._socket is None:
+            self._socket = nftelements.socket_in(self.netns)
+        return self._socket
 
     async def delete(self, family: str) -> None:
         await self.run(f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n")
@@ -188,12 +205,12 @@ class NftablesDriver:
     async def replace(self, changes: Iterable[Change]) -> None:
         """Program exactly this, whatever is there."""
         changes = list(changes)
-        text = [table.replace(changes, await self.nft.present(table.layout.nft)) for table in self.tables]
+        text = [table.replace(changes, self.nft.present(table.layout.nft)) for table in self.tables]
         await self.nft.run("".join(text))
 
     async def change(self, changes: Iterable[Change]) -> None:
         changes = list(changes)
-        await self.nft.run("".join(table.change(changes) for table in self.tables))
+        await self.nft.apply([table.change(changes) for table in self.tables])
 
     async def cleanup(self) -> None:
         for table in self.tables:

@@ -83,7 +83,7 @@ def test_element_changes_add_up_to_a_replacement(history: list[dict[Key, Rules]]
     programmed, table, kernel = Programmed(), Table(layout), Ruleset()
     kernel.run(table.replace([], set()))
     for rules in history:
-        kernel.run(table.change(programmed.plan(rules)))
+        kernel.run(table.change(programmed.plan(rules)).text())
         fresh = Ruleset()
         fresh.run(Table(layout).replace(programmed.everything(), set()))
         assert kernel.elements() == fresh.elements()
@@ -99,7 +99,7 @@ def test_one_endpoint_replaced_is_one_element_replaced() -> None:
     new = old._replace(backends=(*old.backends[:100], Backend("10.244.1.1", 80, False), *old.backends[101:]))
     table = Table(Layout("IPv4"))
     table.replace([Change(frontend, None, old)], set())
-    text = table.change([Change(frontend, old, new)])
+    text = table.change([Change(frontend, old, new)]).text()
     assert text.splitlines() == [
         f"delete element ip fastkube-proxy endpoints {{ 10.96.0.1 . tcp . 80 . {Id(100)} }}",
         f"add element ip fastkube-proxy endpoints {{ 10.96.0.1 . tcp . 80 . {Id(100)} : 10.244.1.1 . 80 }}",
@@ -112,7 +112,7 @@ def test_one_endpoint_more_adds_its_slot_and_moves_the_service() -> None:
     new = old._replace(backends=(*old.backends, Backend("10.244.1.1", 80, False)))
     table = Table(Layout("IPv4"))
     table.replace([Change(frontend, None, old), Change(frontend._replace(port=81), None, new)], set())
-    verbs = [line.split(" {")[0] for line in table.change([Change(frontend, old, new)]).splitlines()]
+    verbs = [line.split(" {")[0] for line in table.change([Change(frontend, old, new)]).text().splitlines()]
     assert sorted(verbs) == [
         "add element ip fastkube-proxy endpoints",
         "add element ip fastkube-proxy services",

@@ -31,7 +31,9 @@ class Kernel:
         self.driver = self.fresh_driver()
 
     def fresh_driver(self) -> NftablesDriver:
-        return NftablesDriver([Layout("IPv4", ["10.244.0.0/16"], ["10.96.0.0/12"])], Nft(("ip", "netns", "exec", self.world.node, "nft")))
+        return NftablesDriver(
+            [Layout("IPv4", ["10.244.0.0/16"], ["10.96.0.0/12"])], Nft(("ip", "netns", "exec", self.world.node, "nft"), f"/run/netns/{self.world.node}")
+        )
 
     async def set(self, rules: Rules, name: str = "web") -> None:
         await self.driver.change(self.programmed.plan({("default", name): rules}))
@@ -191,6 +193,26 @@ async def test_a_failed_transaction_changes_nothing(kernel: Kernel, world: World
     assert world.ask(world.node, "10.96.0.2", 80) == ["ConnectionRefusedError"]
 
 
+async def test_both_ways_into_the_kernel_say_the_same(kernel: Kernel) -> None:
+    """Elements changed over netlink lie there as nft itself puts them."""
+
+    def elements() -> set[str]:
+        listed = json.loads(kernel.world.exec(kernel.world.node, "nft", "-j", "list", "table", "ip", TABLE))["nftables"]
+        found = [part for entry in listed for kind in ("map", "set") if (part := entry.get(kind))]
+        return {f"{part['name']} {json.dumps(e)}" for part in found for e in part.get("elem", ()) if "affinity" not in part["name"]}
+
+    frontends = [
+        Frontend(ip, protocol, port) for protocol in ("tcp", "udp", "sctp") for ip, port in (("10.96.0.1", 80), ("198.51.100.7", 65535), ("0.0.0.0", 30080))
+    ]
+    targets = [Target((A, B), affinity=60), Target((A, C), external=True), Target((A,), outside=(B, C), external=True), Target(()), Target((), drop=True)]
+    await kernel.set({f: t for f in frontends for t in targets})  # every lane is there from now on
+    for i in range(len(targets) * 2):
+        await kernel.set({f: targets[(i + j) % len(targets)] for j, f in enumerate(frontends) if (i + j) % 3})
+    changed = elements()
+    await kernel.restart()
+    assert elements() == changed and len(changed) > 20
+
+
 async def test_udp_flows_follow_the_endpoints(kernel: Kernel, world: World) -> None:
     """A UDP client that keeps its port goes to the backend that is there, not to the one it first met."""
     from fastkube.proxy.diff import udp_reach
@@ -212,7 +234,7 @@ async def test_udp_flows_follow_the_endpoints(kernel: Kernel, world: World) -> N
 
 
 async def test_ipv6_table_is_accepted(world: World) -> None:
-    driver = NftablesDriver([Layout("IPv6", ["fd01::/64"], ["fd00::/108"])], Nft(("ip", "netns", "exec", world.node, "nft")))
+    driver = NftablesDriver([Layout("IPv6", ["fd01::/64"], ["fd00::/108"])], Nft(("ip", "netns", "exec", world.node, "nft"), f"/run/netns/{world.node}"))
     programmed = Programmed()
     backends = (Backend("fd01::2", 80), Backend("fd01::3", 80))
     rules = {

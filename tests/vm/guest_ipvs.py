@@ -37,7 +37,7 @@ class Kernel:
 
     def fresh_driver(self, scheduler: str = "rr") -> IpvsDriver:
         config = Config(cluster_cidrs=["10.244.0.0/16"], ipvs_scheduler=scheduler)
-        driver = IpvsDriver(config, Nft(("ip", "netns", "exec", self.world.node, "nft")))
+        driver = IpvsDriver(config, Nft(("ip", "netns", "exec", self.world.node, "nft"), f"/run/netns/{self.world.node}"))
         driver._thread.submit(self._enter).result()
         return driver
 
