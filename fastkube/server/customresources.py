@@ -11,6 +11,7 @@ writes of the server's own (its status; the deletion of its objects when it goes
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -98,7 +99,7 @@ class CustomResources:
     def __init__(self, app: ApiServer) -> None:
         self.app = app
         self._served: dict[str, list[CustomEndpoint]] = {}  # by the definition's name
-        self._generations: dict[str, tuple[Any, ...]] = {}  # what `_served` was made of
+        self._made_of: dict[str, tuple[Any, ...]] = {}
         self._going: set[str] = set()
         self._settling: set[str] = set()
 
@@ -114,15 +115,17 @@ class CustomResources:
         name = either["metadata"]["name"]
         if new is None:
             self._unserve(name)
+            for other in self._others(either):  # names have become free
+                self.changed(other, other)
             return
         _, accepted = definitions.accept_names(new, self._others(new))
         going = bool(new["metadata"].get("deletionTimestamp"))
-        made_of = (orjson.dumps(new["spec"]), accepted is not None)
-        if self._generations.get(name) != made_of:
+        made_of = (orjson.dumps(new["spec"]), orjson.dumps(accepted), going)
+        if self._made_of.get(name) != made_of:
             self._unserve(name)
             if accepted is not None:
-                self._serve(name, {**new, "spec": {**new["spec"], "names": {**new["spec"]["names"], **accepted}}})
-            self._generations[name] = made_of
+                self._serve(name, {**new, "spec": {**new["spec"], "names": {**new["spec"]["names"], **accepted}}}, going)
+            self._made_of[name] = made_of
         if going:
             if definitions.CLEANUP in (new["metadata"].get("finalizers") or ()) and name not in self._going:
                 self._going.add(name)
@@ -137,20 +140,23 @@ class CustomResources:
 
     # ---- serving
 
-    def _serve(self, name: str, crd: Object) -> None:
+    def _serve(self, name: str, crd: Object, going: bool) -> None:
         try:
-            endpoints = [CustomEndpoint(v) for v in custom.versions_of(crd)]
+            versions = custom.versions_of(crd)
         except (rules.CompileError, ValueError, KeyError) as e:  # stored before we checked it
             log.error("definition cannot be served", definition=name, error=str(e))
             return
-        self._served[name] = endpoints
+        if going:
+            for version in versions:
+                version.resource = replace(version.resource, verbs=tuple(v for v in version.resource.verbs if v != "create"))
+        endpoints = self._served[name] = [CustomEndpoint(v) for v in versions]
         for endpoint in endpoints:
             self.app.serve(endpoint)
         self._publish({e.version for e in endpoints}, crd["spec"]["group"])
 
     def _unserve(self, name: str) -> None:
         endpoints = self._served.pop(name, None)
-        self._generations.pop(name, None)
+        self._made_of.pop(name, None)
         if endpoints:
             for endpoint in endpoints:
                 self.app.unserve(endpoint)
