@@ -36,7 +36,8 @@ def replay() -> Any:
 def cases() -> Iterator[dict[str, Any]]:
     for line in gzip.open(REFERENCE, "rt"):
         case = json.loads(line)
-        if "steps" not in case and case["method"] in ("POST", "PUT"):
+        # Reviews are answered, not stored: the API server's part.
+        if "steps" not in case and case["method"] in ("POST", "PUT") and "Review/" not in case["id"]:
             yield case
 
 

@@ -149,9 +149,7 @@ def _normalize_ips(new: Object, old: Object | None) -> None:
     same = ips == befores
     if before and not ip and same:
         new.pop("clusterIPs", None)
-    elif before and ip and before != ip and same:
-        new["clusterIPs"] = [ip]
-    elif not before and ip and not ips:
+    elif (before and ip and before != ip and same) or (not before and ip and not ips):
         new["clusterIPs"] = [ip]
 
 
