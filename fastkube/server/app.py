@@ -101,6 +101,7 @@ class ApiServer:
         self._paths: dict[str, Callable[[Request], Answer | Awaitable[Answer]]] = {}
         self._ready = False
         self._stopping = False
+        self.admission: admission.Chain = None  # type: ignore[assignment]
         self._pipeline: Pipeline = None  # type: ignore[assignment]
         self._http: Server | None = None
 
@@ -145,7 +146,7 @@ class ApiServer:
             authorizer = authz.build(authz.Config(config.authorization_mode), reader)
             issuer = authn.issuer(authn_config) if config.service_account_signing_key_file else None
             self.admission = admission.build(
-                admission.Config(config.enable_admission_plugins, config.disable_admission_plugins), reader, self.writer, authorizer
+                admission.Config(config.enable_admission_plugins, config.disable_admission_plugins), reader, self.writer, authorizer, by_kind=self.served.by_kind
             )
             self.streaming = Streaming(config, reader)
             first, _, last = config.service_node_port_range.partition("-")
@@ -211,6 +212,8 @@ class ApiServer:
         if self._http is not None:
             await self._http.close(self.config.shutdown_grace_seconds)
         await self.supervisor.close()
+        if self.admission is not None:
+            await self.admission.close()
         await self.store.close()
 
     # ---- requests

@@ -10,10 +10,10 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from fastkube.api import resources
+from fastkube.api import resources, selectors
 from fastkube.server.authz.decision import DENIED, Decision
 from fastkube.server.authz.rules import Rule, covers_ignoring_name
 from fastkube.server.reader import Object, Reader
@@ -192,31 +192,11 @@ def aggregated(role: Object, roles: list[Object], seen: frozenset[str] = frozens
     """
     name = role["metadata"]["name"]
     seen |= {name}
-    selectors = [_matcher(s) for s in role["aggregationRule"].get("clusterRoleSelectors") or ()]
+    wanted = [selectors.from_object(s) for s in role["aggregationRule"].get("clusterRoleSelectors") or ()]
     rules: list[Rule] = []
     for other in sorted(roles, key=lambda r: r["metadata"]["name"]):
         labels = other["metadata"].get("labels") or {}
-        if other["metadata"]["name"] not in seen and any(matches(labels) for matches in selectors):
+        if other["metadata"]["name"] not in seen and any(selector.matches(labels) for selector in wanted):
             found = aggregated(other, roles, seen) if other.get("aggregationRule") else other.get("rules") or ()
             rules += [rule for rule in found if rule not in rules]
     return rules
-
-
-def _matcher(selector: dict[str, Any]) -> Callable[[dict[str, str]], bool]:
-    """metav1.LabelSelector -> a predicate on labels. An empty selector matches everything."""
-    exact = (selector.get("matchLabels") or {}).items()
-    expressions = selector.get("matchExpressions") or ()
-
-    def matches(labels: dict[str, str]) -> bool:
-        return all(labels.get(k) == v for k, v in exact) and all(_holds(e, labels) for e in expressions)
-
-    return matches
-
-
-def _holds(expression: dict[str, Any], labels: dict[str, str]) -> bool:
-    key, operator, values = expression["key"], expression["operator"], expression.get("values") or ()
-    if operator == "In":
-        return labels.get(key) in values if key in labels else False
-    if operator == "NotIn":
-        return labels.get(key) not in values
-    return (key in labels) if operator == "Exists" else (key not in labels)
