@@ -31,6 +31,10 @@ def main() -> None:
             out.writestr(zipfile.ZipInfo(name), gzip.compress(data, 9, mtime=0))
 
         write(f"v2.json@{len(head)}", head + tail)
+        common = [f"io.k8s.apimachinery.pkg.apis.meta.v1.{name}" for name in ("ObjectMeta", "ListMeta", "DeleteOptions", "Status")] + [
+            "io.k8s.api.autoscaling.v1.Scale"
+        ]
+        write("common", orjson.dumps(openapi.reached(definitions, [[{"$ref": name} for name in common]])))  # what custom resources refer to
         write("v2.pb", gnostic.document({**whole, "paths": paths, "definitions": definitions}))
         for key, of in groups.items():
             write(f"v3/{key}", orjson.dumps(openapi.document_v3(of, definitions, whole["parameters"])))

@@ -361,7 +361,7 @@ def openapi_part(crd: Object, version: Object) -> Object:
     gvk = {"group": group, "version": of, "kind": names["kind"]}
     raw = (version.get("schema") or {}).get("openAPIV3Schema") or {}
     body = {k: v for k, v in structural.published(raw).items() if not k.startswith("x-kubernetes-validations")}
-    meta = {"$ref": "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "description": "Standard object's metadata."}
+    meta = {"$ref": f"{_META}.ObjectMeta", "description": "Standard object's metadata."}
     if raw.get("x-kubernetes-preserve-unknown-fields"):
         definition: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     else:
@@ -370,11 +370,14 @@ def openapi_part(crd: Object, version: Object) -> Object:
         definition = {**body, "properties": {**(body.get("properties") or {}), **envelope}}
     definition["x-kubernetes-group-version-kind"] = [gvk]
     items = {"type": "array", "items": {"$ref": f"#/definitions/{name}"}}
-    listed: Object = {"type": "object", "required": ["items"], "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "items": items}}
+    whole: Object = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"$ref": f"{_META}.ListMeta"}, "items": items}
+    listed: Object = {"type": "object", "required": ["items"], "properties": whole}
     listed["x-kubernetes-group-version-kind"] = [{**gvk, "kind": names.get("listKind") or names["kind"] + "List"}]
     return {"paths": _paths(spec, version, name, gvk), "definitions": {name: definition, f"{name}List": listed}}
 
 
+_META = "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1"
+_SCALE = "#/definitions/io.k8s.api.autoscaling.v1.Scale"
 _QUERY = {
     "create": ("dryRun", "fieldManager", "fieldValidation"), "update": ("dryRun", "fieldManager", "fieldValidation"),
     "patch": ("dryRun", "fieldManager", "fieldValidation", "force"), "delete": ("dryRun", "gracePeriodSeconds", "propagationPolicy"),
@@ -394,9 +397,9 @@ def _paths(spec: Object, version: Object, name: str, gvk: Object) -> Object:
     def operation(action: str, schema: str, suffix: str = "") -> Object:
         given = [{"name": q, "in": "query", "type": "string", "uniqueItems": True} for q in _QUERY[action]]
         if action in ("create", "update", "patch"):
-            body = {"type": "object"} if action == "patch" else {"$ref": f"#/definitions/{schema}"}
+            body = {"type": "object"} if action == "patch" else {"$ref": schema}
             given.append({"name": "body", "in": "body", "required": True, "schema": body})
-        answer = {"description": "OK", "schema": {"$ref": f"#/definitions/{schema}"} if action != "delete" else {"type": "object"}}
+        answer = {"description": "OK", "schema": {"$ref": schema if action != "delete" else f"{_META}.Status"}}
         return {
             "operationId": f"{action}{words}{'Namespaced' if namespaced else ''}{gvk['kind']}{suffix}", "tags": [f"{words[0].lower()}{words[1:]}"], "schemes": ["https"],
             "consumes": _PATCHES if action == "patch" else ["application/json", "application/yaml"], "produces": ["application/json", "application/yaml"],
@@ -404,13 +407,14 @@ def _paths(spec: Object, version: Object, name: str, gvk: Object) -> Object:
             "x-kubernetes-action": {"create": "post", "update": "put"}.get(action, action), "x-kubernetes-group-version-kind": gvk,
         }  # fmt: skip
 
+    one_list, name = f"#/definitions/{name}List", f"#/definitions/{name}"
     item = {"get": operation("get", name), "put": operation("update", name), "patch": operation("patch", name), "delete": operation("delete", name)}
     paths: Object = {
-        collection: {"get": operation("list", f"{name}List"), "post": operation("create", name), "parameters": whole},
+        collection: {"get": operation("list", one_list), "post": operation("create", name), "parameters": whole},
         f"{collection}/{{name}}": {**item, "parameters": one},
     }
     if namespaced:
-        paths[f"{root}/{plural}"] = {"get": operation("list", f"{name}List", "ForAllNamespaces")}
+        paths[f"{root}/{plural}"] = {"get": operation("list", one_list, "ForAllNamespaces")}
     for sub in version.get("subresources") or ():
         updates = {
             "get": operation("get", name, sub.capitalize()),

@@ -101,6 +101,7 @@ class Version:
         self.node = _tree(self.raw)
         self.kind = _kind(spec["names"]["kind"], self.raw, version, "status" in subresources)
         self.printer: Printer = custom.printer(version.get("additionalPrinterColumns"))
+        self.changed = crd["metadata"].get("generation", 1) > 1  # objects may have been stored under another schema
         self.deprecation = ""
         if version.get("deprecated"):
             self.deprecation = version.get("deprecationWarning") or f"{spec['group']}/{self.name} {spec['names']['kind']} is deprecated"

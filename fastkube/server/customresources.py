@@ -47,6 +47,7 @@ class CustomEndpoint(Endpoint):
         self.of = version
         self.node = version.node
         self.scale_paths = version.scale_paths
+        self.converts = self.converts or version.changed
 
     @property
     def printer(self) -> Printer:  # type: ignore[override]
@@ -58,6 +59,9 @@ class CustomEndpoint(Endpoint):
 
     def from_storage(self, obj: Object) -> Object:
         obj["apiVersion"] = self.api_version
+        if self.of.changed:  # what was stored before is shown as the schema has it now
+            schema.prune(self.of.node, obj)
+            self.rules.default(obj)
         return obj
 
     def to_storage(self, obj: Object) -> Object:

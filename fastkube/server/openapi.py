@@ -102,7 +102,8 @@ class OpenApi:
         kept = self._kept.get(f"v3/{key}")
         if kept is None:
             if part := self._custom.get(key):
-                document = openapi.document_v3(part["paths"], part["definitions"], {})
+                definitions = {**orjson.loads(gzip.decompress(_stored("common"))), **part["definitions"]}
+                document = openapi.document_v3(part["paths"], definitions, {})
                 kept = Document.of(await asyncio.to_thread(gzip.compress, orjson.dumps(document), GZIP_LEVEL, mtime=0))
             elif f"v3/{key}" in _names():
                 return Document.of(_stored(f"v3/{key}"))  # not kept: it lies in the page cache

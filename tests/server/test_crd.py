@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import gzip
+import re
 
 import orjson
 import pytest
@@ -123,6 +124,8 @@ async def test_in_discovery_and_openapi(cluster):
     _, document = await cluster.ask("GET", "/openapi/v3/apis/o.example.com/v1")
     schema = document["components"]["schemas"]["com.example.o.v1.Thing"]
     assert schema["properties"]["spec"]["properties"]["size"]["type"] == "integer"
+    text = orjson.dumps(document).decode()
+    assert set(re.findall(r'"#/components/schemas/([^"]+)"', text)) <= document["components"]["schemas"].keys()
     assert schema["x-kubernetes-group-version-kind"] == [{"group": "o.example.com", "version": "v1", "kind": "Thing"}]
     _, whole = await cluster.ask("GET", "/openapi/v2")
     assert "com.example.o.v1.Thing" in whole["definitions"] and THINGS.replace("default", "{namespace}") in whole["paths"]
@@ -270,11 +273,14 @@ async def test_names_in_use_are_refused(cluster):
 
 async def test_a_definition_that_changes_is_served_as_it_says_now(cluster):
     crd = await cluster.established(definition())
+    await cluster.ask("POST", THINGS, thing("old"))
     crd["spec"]["versions"][0]["additionalPrinterColumns"] = []
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["new"] = {"type": "string", "default": "n"}
     assert (await cluster.ask("PUT", f"{CRDS}/things.o.example.com", crd))[0] == 200
     code, made = await cluster.ask("POST", THINGS, thing())
     assert code == 201 and made["spec"]["new"] == "n"
+    _, stored_before = await cluster.ask("GET", f"{THINGS}/old")
+    assert stored_before["spec"] == {"size": 1, "mode": "a", "new": "n"}, "defaults show in what was stored before"
     crd = (await cluster.ask("GET", f"{CRDS}/things.o.example.com"))[1]
     assert crd["metadata"]["generation"] == 2
     crd["spec"]["versions"][0]["served"] = False
