@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -208,15 +208,18 @@ class Cluster:
         self.children.start(Child(f"proxy {name}", proxy, network.netns))
 
     async def _announce(self) -> None:
-        """Wait until the nodes are ready, then say so in one line on stdout."""
+        """Wait until the nodes are ready, then say so in one line on stdout. A node counts when its agent has renewed its lease since we started: what
+        stands in its status may be from before."""
         options = self.options
-        started = clock.monotonic()
+        started, since = clock.monotonic(), clock.now()
         async with kubeconfigs.load(options.kubeconfig) as client:
             while True:
                 ready = 0
                 with contextlib.suppress(ApiError):
+                    leases = (await client.list("coordination.k8s.io/v1/leases", "kube-node-lease"))["items"]
+                    alive = {lease["metadata"]["name"] for lease in leases if clock.parse(lease["spec"].get("renewTime") or "1970-01-01T00:00:00Z") >= since}
                     nodes = (await client.list("v1/nodes"))["items"]
-                    ready = sum(any(c["type"] == "Ready" and c["status"] == "True" for c in n.get("status", {}).get("conditions") or ()) for n in nodes)
+                    ready = sum(n["metadata"]["name"] in alive and _is_ready(n) for n in nodes)
                 if ready >= options.nodes:
                     break
                 if clock.monotonic() - started > READY_SECONDS_MAX:
@@ -225,6 +228,10 @@ class Cluster:
                 await asyncio.sleep(0.2)
         nodes_text = f"{options.nodes} node{'s' * (options.nodes != 1)}"
         typer.echo(f"fastkube is ready: {self.local_url}, {nodes_text} ({options.runtime.value}); export KUBECONFIG={options.kubeconfig}")
+
+
+def _is_ready(node: dict[str, Any]) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in node.get("status", {}).get("conditions") or ())
 
 
 async def _keep(containerd: Containerd) -> None:

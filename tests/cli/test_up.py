@@ -8,11 +8,12 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.cluster import wait_for
-from tests.hollow import HollowCluster
+from tests.hollow import HollowCluster, free_port
 
 
 def fastkube(*argv, **more):
@@ -35,7 +36,7 @@ def test_ready_line_files_and_clean_stop(cluster):
     assert len(keys) >= 8 and all(stat.S_IMODE(k.stat().st_mode) == 0o600 for k in keys)
     assert any((cluster.data_dir / "store").iterdir())
     assert "hollow-0" in cluster.kubectl("get", "nodes")
-    children = [int(p) for p in open(f"/proc/{cluster.process.pid}/task/{cluster.process.pid}/children").read().split()]
+    children = [int(p) for p in Path(f"/proc/{cluster.process.pid}/task/{cluster.process.pid}/children").read_text().split()]
     assert children
     assert cluster.stop() == 0
     for line in cluster.log.read_text().splitlines():
@@ -72,7 +73,7 @@ def test_a_busy_port_is_said(tmp_path):
 
 def test_a_data_directory_in_use_is_said(cluster):
     cluster.start()
-    done = fastkube("up", "--runtime=hollow", "--nodes=0", f"--data-dir={cluster.data_dir}", "--secure-port=0x0".replace("0x0", "18443"))
+    done = fastkube("up", "--runtime=hollow", "--nodes=0", f"--data-dir={cluster.data_dir}", f"--secure-port={free_port()}")
     assert done.returncode == 1
     assert str(cluster.data_dir) in done.stderr and "Traceback" not in done.stderr
 
