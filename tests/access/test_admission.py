@@ -141,6 +141,18 @@ async def test_runtime_classes(cluster: Cluster) -> None:
     assert "Overhead" in await message(cluster, PODS, pod("b", overhead={"cpu": "1"}))
 
 
+async def test_bound_pods_know_their_zone(cluster: Cluster) -> None:
+    await cluster.account()
+    zone = {"topology.kubernetes.io/zone": "z1", "topology.kubernetes.io/region": "r1"}
+    await cluster.make("/api/v1/nodes", {"metadata": {"name": "n1", "labels": {**zone, "other": "x"}}})
+    await cluster.make(PODS, pod("later"))
+    status, _ = await cluster.call("POST", f"{PODS}/later/binding", {"metadata": {"name": "later"}, "target": {"kind": "Node", "name": "n1"}})
+    assert status == 201
+    assert (await cluster.call("GET", f"{PODS}/later"))[1]["metadata"]["labels"] == zone
+    assert (await cluster.make(PODS, pod("now", nodeName="n1")))["metadata"]["labels"] == zone
+    assert "labels" not in (await cluster.make(PODS, pod("nowhere", nodeName="gone")))["metadata"]
+
+
 # -- storage and ingress ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,7 @@ def build(config: Config, reader: Reader, writer: Writer, authorizer: Authorizer
         CertificateSigning(reader, authorizer),
         CertificateSubjectRestriction(),
         storage.DefaultIngressClass(reader),
+        pods.PodTopologyLabels(reader),
         webhooks.MutatingAdmissionWebhook(reader, authorizer, caller),
         RbacEscalation(reader, authorizer),  # after everything that changes a role
         ValidatingAdmissionPolicy(reader, authorizer, by_kind or _builtin_by_kind),

@@ -1,4 +1,4 @@
-"""What pods are given before they are scheduled: Priority, DefaultTolerationSeconds, RuntimeClass."""
+"""What pods are given as they are made or bound: Priority, DefaultTolerationSeconds, RuntimeClass, PodTopologyLabels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastkube.server.request import AdmissionAttributes
 
 PRIORITY_CLASSES = resources.parse("scheduling.k8s.io/v1/priorityclasses")
 RUNTIME_CLASSES = resources.parse("node.k8s.io/v1/runtimeclasses")
+NODES = resources.parse("v1/nodes")
 TOLERATION_SECONDS = 300
 PREEMPT = "PreemptLowerPriority"
 
@@ -158,3 +159,30 @@ class RuntimeClass(Plugin):
         if found is None:
             raise forbidden(attributes, f'pod rejected: RuntimeClass "{name}" not found')
         return found
+
+
+class PodTopologyLabels(Plugin):
+    """A pod gets its node's zone and region as labels when it is bound, for the downward API (KEP-4742)."""
+
+    name = "PodTopologyLabels"
+    _KEYS = ("topology.kubernetes.io/zone", "topology.kubernetes.io/region")
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def handles(self, operation: str, resource: Resource, subresource: str) -> bool:
+        return operation == CREATE and is_a(resource, "", "pods") and subresource in ("", "binding")
+
+    def admit(self, attributes: AdmissionAttributes) -> None:
+        obj = attributes.obj or {}
+        if attributes.subresource:
+            target = obj.get("target") or {}
+            name = target.get("name") if target.get("kind") in (None, "", "Node") else None
+        else:
+            name = obj["spec"].get("nodeName")
+        node = self._reader.get(NODES, None, name) if name else None
+        labels = ((node or {}).get("metadata") or {}).get("labels") or {}
+        found = {key: labels[key] for key in self._KEYS if key in labels}
+        if found:
+            meta = obj.setdefault("metadata", {})
+            meta["labels"] = {**(meta.get("labels") or {}), **found}
