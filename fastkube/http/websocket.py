@@ -6,6 +6,7 @@ The handshake is ours because Kubernetes speaks sub-protocols whose names are no
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -80,12 +81,11 @@ class WebSocket:
             data = await self.stream.read()
             if not data:
                 return None
-            try:
+            with contextlib.suppress(ProtocolError, EOFError):
                 self._frames.receive_data(data)
-            except (ProtocolError, EOFError):
-                pass
             self._take(self._frames.events_received())
-            await self._flush()
+            with contextlib.suppress(ConnectionError):  # no pong and no close for a peer that is gone, but what it sent counts
+                await self._flush()
             if not self._messages and self._frames.state is not State.OPEN:
                 return None
         return self._messages.pop(0)
@@ -110,10 +110,8 @@ class WebSocket:
         """Say that we are done; the peer's own close may still come."""
         if self._frames.state is State.OPEN:
             self._frames.send_close(code, reason)
-            try:
+            with contextlib.suppress(ConnectionError):
                 await self._flush()
-            except ConnectionError:
-                pass
 
     async def _flush(self) -> None:
         for data in self._frames.data_to_send():

@@ -42,7 +42,8 @@ from fastkube.runtime.tasks import Supervisor
 RUNTIME_DOWN_SECONDS_MAX = 30.0  # without a complete list for so long, the node is not ready
 NETWORK_CHECK_SECONDS = 0.2
 NETWORK_SEEN_SECONDS = 10.0
-MIRROR_SECONDS = 5.0
+MIRROR_SECONDS = 30.0
+MIRROR_RETRY_SECONDS = 1.0
 
 log = logs.get("agent")
 
@@ -76,6 +77,7 @@ class Agent:
         )
         self.pods: dict[str, Object] = {}  # desired pods by uid, static ones included
         self.workers: dict[str, Worker] = {}
+        self._mirrors_dirty = asyncio.Event()
         self._spoken: set[str] = set()  # sources that have told all of their pods
         self._static: dict[str, dict[str, Object]] = {"file": {}, "http": {}}
         self._waiting: dict[str, Object] = {}  # pods held back until one of the same name has ended
@@ -234,6 +236,7 @@ class Agent:
 
     def _pod_deleted(self, pod: Object) -> None:
         if podspec.is_mirror(pod):
+            self._mirrors_dirty.set()
             return
         self._undesire(podspec.uid_of(pod), pod)
 
@@ -245,6 +248,7 @@ class Agent:
             self._undesire(uid)
         for uid in fresh.keys() - before.keys():
             self._desire(fresh[uid])
+        self._mirrors_dirty.set()
         self._sources_spoke()
 
     def _desire(self, pod: Object) -> None:
@@ -340,6 +344,7 @@ class Agent:
         return known if known is not None and podspec.uid_of(known) == podspec.uid_of(pod) else None
 
     def _mirror_changed(self, mirror: Object) -> None:
+        self._mirrors_dirty.set()
         for pod in [p for held in self._static.values() for p in held.values()]:
             if podspec.key_of(pod) == podspec.key_of(mirror):
                 self.statuses.retarget(podspec.uid_of(pod))
@@ -349,11 +354,17 @@ class Agent:
         assert self.pod_informer is not None
         await self.pod_informer.synced()
         while True:
+            self._mirrors_dirty.clear()
+            pause = MIRROR_SECONDS
             try:
                 await self._sync_mirrors()
             except ApiError as e:
-                log.warning("could not keep mirror pods", error=e.message)
-            await asyncio.sleep(MIRROR_SECONDS)
+                log.warning("could not keep mirror pods, trying again", error=e.message)
+                pause = MIRROR_RETRY_SECONDS
+            try:
+                await asyncio.wait_for(self._mirrors_dirty.wait(), pause)
+            except TimeoutError:
+                pass
 
     async def _sync_mirrors(self) -> None:
         assert self.client and self.pod_informer and self.node_informer
@@ -396,6 +407,7 @@ class Agent:
         ]
 
     def _node_changed(self, node: Object) -> None:
+        self._mirrors_dirty.set()
         if self.registration is not None:
             self.registration.changed.set()
         cidr = self.config.pod_cidr or (node.get("spec") or {}).get("podCIDR")

@@ -7,8 +7,11 @@ pod workers are level-triggered and come back by themselves.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # children only exec: no fork handlers, no warnings about them
 
 import grpc
 import grpc.aio

@@ -30,6 +30,7 @@ import orjson
 
 PAUSE = "registry.k8s.io/pause:3.10"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _PAUSE_C = r"""
@@ -220,33 +221,32 @@ def qualified(name: str) -> tuple[str, str]:
 
 
 def write_archive(recipe: Recipe, references: Sequence[str], path: Path) -> None:
-    """One OCI archive of one image under all of `references` (`docker.io/library/nginx:latest`)."""
+    """One OCI archive with an image for each of `references` (`docker.io/library/nginx:latest`): the same files, the tag as its version label."""
     layer = recipe.layer.tar()
     packed = gzip.compress(layer, 1, mtime=0)
     architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
-    config = {
-        "architecture": architecture, "os": "linux", "config": {"Env": [f"PATH={PATH}"], "WorkingDir": "/", **recipe.config},
-        "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
-        "created": "1970-01-01T00:00:00Z", "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "fastkube"}],
-    }  # fmt: skip
     blobs: dict[str, bytes] = {}
 
     def blob(data: bytes, media_type: str) -> dict[str, Any]:
         blobs[_digest(data)] = data
         return {"mediaType": media_type, "digest": _digest(data), "size": len(data)}
 
-    manifest = {
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": blob(orjson.dumps(config), "application/vnd.oci.image.config.v1+json"),
-        "layers": [blob(packed, "application/vnd.oci.image.layer.v1.tar+gzip")],
-    }  # fmt: skip
-    described = blob(orjson.dumps(manifest), manifest["mediaType"])  # type: ignore[arg-type]
-    named = [
-        {**described, "platform": {"architecture": architecture, "os": "linux"},
-         "annotations": {"io.containerd.image.name": r, "org.opencontainers.image.ref.name": r.rpartition(":")[2]}}
-        for r in references
-    ]  # fmt: skip
-    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": named}
+    def image(reference: str) -> dict[str, Any]:
+        tag = reference.rpartition(":")[2]
+        config = {
+            "architecture": architecture, "os": "linux", "created": "1970-01-01T00:00:00Z",
+            "config": {"Env": [f"PATH={PATH}"], "WorkingDir": "/", "Labels": {"org.opencontainers.image.version": tag}, **recipe.config},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]}, "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "fastkube"}],
+        }  # fmt: skip
+        manifest = {
+            "schemaVersion": 2, "mediaType": MANIFEST,
+            "config": blob(orjson.dumps(config), "application/vnd.oci.image.config.v1+json"),
+            "layers": [blob(packed, "application/vnd.oci.image.layer.v1.tar+gzip")],
+        }  # fmt: skip
+        annotations = {"io.containerd.image.name": reference, "org.opencontainers.image.ref.name": tag}
+        return {**blob(orjson.dumps(manifest), MANIFEST), "platform": {"architecture": architecture, "os": "linux"}, "annotations": annotations}
+
+    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [image(r) for r in references]}
     files = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": orjson.dumps(index)}
     files |= {"blobs/" + digest.replace(":", "/"): data for digest, data in blobs.items()}
     path.parent.mkdir(parents=True, exist_ok=True)

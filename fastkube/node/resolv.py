@@ -100,6 +100,9 @@ def hostname_of(pod: Object, cluster_domain: str, node_name: str) -> tuple[str, 
 
 
 def sandbox_hostname(pod: Object, cluster_domain: str, node_name: str) -> str:
+    """What the sandbox's UTS namespace is told; "" when it shares the node's."""
+    if podspec.host_network(pod):
+        return ""
     name, domain = hostname_of(pod, cluster_domain, node_name)
     return f"{name}.{domain}" if pod["spec"].get("setHostnameAsFQDN") and domain else name
 

@@ -102,7 +102,7 @@ class Worker:
 
     def update(self, pod: Object) -> None:
         """A new version of the pod from its source."""
-        if self.parts.objects is not None and pod["spec"] is not self.pod["spec"]:
+        if self.parts.objects is not None and not self._cleaned and pod["spec"] != self.pod["spec"]:
             self.parts.objects.register(pod)
         if pod["metadata"].get("labels") != self.pod["metadata"].get("labels") or pod["metadata"].get("annotations") != self.pod["metadata"].get("annotations"):
             self._volumes_dirty = True

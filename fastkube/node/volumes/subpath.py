@@ -46,7 +46,10 @@ def ensure(root: int, path: str, mode: int) -> int:
         except FileNotFoundError:
             parent = open_beneath(root, "/".join(parts[: depth - 1]) or ".", os.O_PATH | os.O_DIRECTORY)
             try:
-                os.mkdir(parts[depth - 1], mode, dir_fd=parent)
+                os.mkdir(parts[depth - 1], 0o700, dir_fd=parent)
+                made = os.open(parts[depth - 1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+                os.fchmod(made, mode)  # past the umask
+                os.close(made)
             except FileExistsError:
                 pass
             finally:
