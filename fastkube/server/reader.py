@@ -98,9 +98,7 @@ class StoreReader:
         def changed(events: Sequence[Event]) -> None:
             self._versions[prefix] = events[-1].kv.mod_revision
             for event in events:
-                if not callbacks and not commits:
-                    continue
-                new = None if event.deleted else self._fresh(endpoint, event.kv)
+                new = None if event.deleted or not (callbacks or commits) else self._fresh(endpoint, event.kv)
                 if commits:
                     *_, namespace, name = event.kv.key.decode().split("/")
                     for commit in commits:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import ssl
 
 import pytest
@@ -118,7 +119,7 @@ def test_requests_may_be_cut_anywhere(cuts):
         async with serving(echo) as server:
             wire = await server.connect()
             edges = [0, *sorted(cuts), len(STREAM)]
-            for start, end in zip(edges, edges[1:], strict=False):
+            for start, end in itertools.pairwise(edges):
                 wire.send(STREAM[start:end])
                 await asyncio.sleep(0)
             for expected in ANSWERS:

@@ -23,7 +23,7 @@ from fastkube.server.handlers.selecting import Selected, select
 from fastkube.server.registry.endpoint import Endpoint
 from fastkube.store.interface import Compacted, Store
 
-PIECE_BYTES_MAX = 256 * 1024  # copied together at a time
+PIECE_BYTES_MAX = 64 * 1024  # copied together at a time: stays in the cache
 PAGE_KEYS_MAX = 10_000  # looked at together when a selector thins a limited list out
 DECODED_ITEMS_MAX = 100  # decoded in one turn of the loop, for tables and conversions
 

@@ -44,8 +44,6 @@ class Endpoint:
         self.group, self.version, self.plural, self.kind = resource.group, resource.version, resource.plural, resource.kind
         self.api_version = resource.api_version
         self.rules = rules or kinds.of(*convert.storage_kind(resource))
-        if resource.group == "rbac.authorization.k8s.io" and self.rules.name_rule != "path":  # INTERIM until kinds/rbac.py lands
-            self.rules = type("Rbac", (kinds.Kind,), {"name_rule": "path"})()
         self.converts = resource.api_version != resource.storage_version
         self.followed = False  # the Reader hands decoded objects on as they are written
         self.prefix = resource.prefix.encode()
