@@ -19,6 +19,7 @@ from fastkube._ext import fieldset
 from fastkube.api import managedfields
 from fastkube.api.errors import ApiError
 from fastkube.api.managedfields import AtVersion, Conflict, Manager, Managers, Object, Owned, Set
+from fastkube.api.patch import bounded
 from fastkube.api.schema import Node
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -26,6 +27,7 @@ ANNOTATIONS_BYTES_MAX = 256 * 1024
 _BEFORE = "before-first-apply"
 
 
+@bounded
 def apply(
     live: Object | None,
     applied: Object,

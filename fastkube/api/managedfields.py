@@ -229,7 +229,7 @@ def _valid(entries: Any) -> list[Object]:
     """What a client sent, path elements in canonical form; [] when it cannot be read (which leaves what stands)."""
     try:
         return [{**entry, "fieldsV1": canonical(entry.get("fieldsV1") or {})} for entry in entries]
-    except (AttributeError, ValueError, TypeError):
+    except (AttributeError, ValueError, TypeError, RecursionError):
         return []
 
 

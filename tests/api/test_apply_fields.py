@@ -198,6 +198,46 @@ def test_what_one_way_adds_the_other_removes(seed):
     assert members(changed) - members(back_removed) == members(back_changed) - members(removed), "what is modified is so both ways"
 
 
+def leaves(node, value, path=(), field=True):
+    """The model: every path a value owns -> what is compared there (a marker for what is owned by its parts)."""
+    atomic = node is None or not isinstance(value, (dict, list))
+    if isinstance(value, dict) and node is not None:
+        atomic = node.map_type == "atomic" or (node.properties is None and node.additional is None)
+    if isinstance(value, list) and node is not None:
+        atomic = node.list_type not in ("map", "set")
+    if atomic or not value:
+        return {path: value}
+    out = {path: "parts"} if path else {}
+    if isinstance(value, dict):
+        for key, item in value.items():
+            out |= leaves((node.properties or {}).get(key) or node.additional, item, (*path, f"f:{key}"))
+    elif node.list_type == "set":
+        out |= {(*path, f"v:{json.dumps(item)}"): item for item in value}
+    else:
+        for item in value:
+            out |= leaves(node.items, item, (*path, fieldset.element(node, item)))
+    return out
+
+
+@given(st.integers(0, 2**32))
+def test_compare_is_the_difference_of_what_is_owned(seed):
+    import random
+
+    r = random.Random(seed)
+    a, b = random_pod(r), random_pod(r)
+    for obj in (a, b):
+        del obj["metadata"]["name"]
+    before, after = leaves(POD, a), leaves(POD, b)
+    changed, removed = fieldset.compare(a, b, POD)
+
+    def emptied(path, one, other):  # a container that becomes empty, or stops being so, is not itself modified: its parts are
+        return path in other and "parts" in (one[path], other[path]) and not [v for v in (one[path], other[path]) if v != "parts" and v]
+
+    want = {p for p in after if (p not in before or before[p] != after[p]) and not emptied(p, after, before)}
+    assert {p for p in members(changed) if p not in {("f:metadata",), ("f:spec",)}} == {p for p in want if p not in {("f:metadata",), ("f:spec",)}}
+    assert members(removed) == {p for p in before if p not in after}
+
+
 def random_pod(r):
     def container(name):
         c = {"name": name, "image": r.choice("xy")}

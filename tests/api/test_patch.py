@@ -140,6 +140,20 @@ def test_patch_that_is_no_object_is_a_bad_request(apply, body):
     assert e.value.code == 400
 
 
+def nested(depth, leaf=b"1"):
+    return b'{"a":' * depth + leaf + b"}" * depth
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [merge.apply, lambda o, p: strategic.apply(o, p, schema.of("", "v1", "Pod")), lambda o, p: json.apply(o, b'[{"op":"test","path":"","value":' + p + b"}]")],
+)
+def test_nesting_beyond_reason_is_the_clients_mistake(apply):
+    with pytest.raises(ApiError) as e:
+        apply(orjson.loads(nested(1000)), nested(1000, b"2"))
+    assert e.value.code in (400, 422)
+
+
 def deployment(*containers, **spec):
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}, "spec": {**spec, "template": {"spec": {"containers": list(containers)}}}}
 

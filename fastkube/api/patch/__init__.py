@@ -6,7 +6,9 @@ that a retry after a conflict starts from both anew, and return the patched obje
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import orjson
 
@@ -41,3 +43,19 @@ def decode(patch: bytes, want: type, go_type: str) -> Any:
 def rejected() -> ApiError:
     """A patch that reads well but does not fit the object: 422 without a word on why, as upstream."""
     return ApiError(422, "Invalid", "the server rejected our request due to an error in our request", {})
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def bounded(function: F) -> F:
+    """Make nesting that is deeper than our recursion goes the client's mistake."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except RecursionError:
+            raise ApiError(400, "BadRequest", "error decoding patch: exceeded max depth") from None
+
+    return guarded  # type: ignore[return-value]

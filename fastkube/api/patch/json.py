@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from fastkube.api.errors import ApiError
-from fastkube.api.patch import Object, decode, go_name, rejected
+from fastkube.api.patch import Object, bounded, decode, go_name, rejected
 
 OPERATIONS_MAX = 10_000
 COPIED_BYTES_MAX = 3 * 1024 * 1024  # what all copies of one patch may add up to, the size limit of a request
@@ -19,6 +19,7 @@ COPIED_BYTES_MAX = 3 * 1024 * 1024  # what all copies of one patch may add up to
 _OPS = ("add", "remove", "replace", "move", "copy", "test")
 
 
+@bounded
 def apply(obj: Object, patch: bytes) -> Object:
     """`obj` (owned) after the operations of `patch`. ApiError 400 (no JSON patch), 413 (too many operations), 422 (one does not apply)."""
     document: Any = obj

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fastkube.api.patch import Object, decode
+from fastkube.api.patch import Object, bounded, decode
 
 
+@bounded
 def apply(obj: Object, patch: bytes) -> Object:
     """`obj` (owned) with `patch` merged in. ApiError 400 when the patch is no JSON object."""
     merge(obj, decode(patch, dict, "map[string]interface {}"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastkube.api.errors import ApiError
-from fastkube.api.patch import Object, decode
+from fastkube.api.patch import Object, bounded, decode
 from fastkube.api.schema import Node
 
 _PATCH = "$patch"
@@ -21,6 +21,7 @@ _DELETE_FROM = "$deleteFromPrimitiveList/"
 _ORDER = "$setElementOrder/"
 
 
+@bounded
 def apply(obj: Object, patch: bytes, schema: Node) -> Object:
     """`obj` (owned) with `patch` merged in, by the schema of its kind. ApiError 400 (malformed), 422 (what cannot be merged)."""
     return _merge_map(obj, decode(patch, dict, "map[string]interface {}"), schema)
