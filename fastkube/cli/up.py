@@ -25,6 +25,7 @@ from fastkube.cli.apiserver import open_server
 from fastkube.cli.children import Child, Children
 from fastkube.cli.flags import fail, serve
 from fastkube.client import kubeconfig as kubeconfigs
+from fastkube.controllers import manager
 from fastkube.node import images
 from fastkube.node.containerd import Containerd, ContainerdError, cni_bin_dir
 from fastkube.runtime import clock, config, logs
@@ -272,10 +273,11 @@ def command(
     async def run(stop: asyncio.Event) -> None:
         if options.runtime is Runtime.containerd and options.nodes:
             check_machine(options)
+        manager.select(options.controllers.split(","))  # a wrong name is said here, not by a child that never comes up
         options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         await Cluster(options).run(stop)
 
     try:
-        serve("up", run, (UpError, StartError, StoreError, ContainerdError, images.ImageError, machine.MachineError))
+        serve("up", run, (UpError, manager.ManagerError, StartError, StoreError, ContainerdError, images.ImageError, machine.MachineError))
     except PermissionError as error:
         fail(str(error))

@@ -110,3 +110,8 @@ def test_nodes_and_tokens(tmp_path):
         assert json.loads(who)["status"]["userInfo"]["username"] == "alice"
     finally:
         assert cluster.stop(signal.SIGINT) == 0
+
+
+def test_an_unknown_controller_is_said(tmp_path):
+    done = fastkube("up", "--runtime=hollow", "--nodes=0", f"--data-dir={tmp_path}", f"--secure-port={free_port()}", "--controllers=*,-no-such-controller")
+    assert done.returncode == 1 and "no-such-controller" in done.stderr and "Traceback" not in done.stderr
