@@ -43,6 +43,8 @@ CONTROLLERS: dict[str, Callable[[], type[Controller]]] = {
     "deployment-controller": _load("deployment", "DeploymentController"),
     "replicaset-controller": _load("replicaset", "ReplicaSetController"),
     "replicationcontroller-controller": _load("replicaset", "ReplicationControllerController"),
+    "daemonset-controller": _load("daemonset", "DaemonSetController"),
+    "statefulset-controller": _load("statefulset", "StatefulSetController"),
     "endpoints-controller": _load("endpoints", "EndpointsController"),
     "endpointslice-controller": _load("endpointslice", "EndpointSliceController"),
     "namespace-controller": _load("namespace", "NamespaceController"),
