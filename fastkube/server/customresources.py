@@ -67,17 +67,20 @@ class CustomEndpoint(Endpoint):
     def to_storage(self, obj: Object) -> Object:
         return {**obj, "apiVersion": self.resource.storage_version}
 
-    def reread(self, obj: Object, validation: str) -> list[str]:
+    def stored(self, kv: Any) -> Object:
+        return self.to_storage(self.decode(kv))
+
+    def reread(self, obj: Object, validation: str) -> tuple[Object, list[str]]:
         strict = [f'unknown field "{path}"' for path in schema.prune(self.of.node, obj)]
         if strict and validation == "Strict":
             raise self._unreadable(f"strict decoding error: {', '.join(strict)}")
         self._settle(obj)
-        return strict if validation == "Warn" else []
+        return self.to_storage(obj), strict if validation == "Warn" else []
 
     def read(self, body: bytes, media: str, validation: str) -> tuple[Object, list[str]]:
         obj, warnings = codec.read(body, media, self.group, self.version, self.kind, node=self.of.node, validation=validation)
         self._settle(obj)
-        return obj, [self.of.deprecation, *warnings] if self.of.deprecation else warnings
+        return self.to_storage(obj), [self.of.deprecation, *warnings] if self.of.deprecation else warnings
 
     def _settle(self, obj: Object) -> None:
         """metadata in its own type's form, defaults filled in."""

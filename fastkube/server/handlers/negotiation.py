@@ -85,7 +85,7 @@ def negotiate(request: Request) -> Form:
 
 def render(obj: Any, form: Form) -> bytes:
     if form.media == YAML:
-        return yaml.dump(obj, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=True, width=2**31).encode()
+        return yaml.dump(obj, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=True, width=2**31 - 1).encode()
     if form.pretty:
         return orjson.dumps(obj, option=orjson.OPT_INDENT_2)
     return orjson.dumps(obj)

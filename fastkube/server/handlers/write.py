@@ -139,7 +139,7 @@ def patcher(endpoint: Endpoint, call: Call, kind: str, body: bytes, force: bool)
     warned: list[str] = []
 
     def make(old: Object) -> Object:
-        obj = orjson.loads(orjson.dumps(old))
+        obj = endpoint.shown(old)
         if kind == "json":
             obj = json_patch.apply(obj, body)
         elif kind == "merge":
@@ -148,8 +148,8 @@ def patcher(endpoint: Endpoint, call: Call, kind: str, body: bytes, force: bool)
             if endpoint.node is None or endpoint.resource.custom:
                 raise errors.unsupported_media_type("the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml")
             obj = strategic.apply(obj, body, endpoint.node)
-        warned[:] = endpoint.reread(obj, call.validation)
-        _same_identity(obj, old, call)
+        _same_identity(obj, call)
+        obj, warned[:] = endpoint.reread(obj, call.validation)
         call.warnings[:] = list(dict.fromkeys(call.warnings + warned))
         return obj
 
@@ -175,7 +175,7 @@ def patched_scale(current: Object, kind: str, body: bytes, call: Call) -> Object
     return current
 
 
-def _same_identity(obj: Object, old: Object, call: Call) -> None:
+def _same_identity(obj: Object, call: Call) -> None:
     metadata = obj.get("metadata")
     if not isinstance(metadata, dict):
         raise bad_request("metadata must be an object")
@@ -195,15 +195,14 @@ def _applier(endpoint: Endpoint, call: Call, body: bytes, force: bool) -> Callab
 
     def make(old: Object | None) -> Object:
         obj = server_side.apply(
-            old, orjson.loads(orjson.dumps(applied)), call.manager, force, endpoint.node, api_version=endpoint.api_version, time=clock.rfc3339(),
+            old and endpoint.shown(old), orjson.loads(orjson.dumps(applied)), call.manager, force, endpoint.node, api_version=endpoint.api_version, time=clock.rfc3339(),
             subresource=call.subresource, ignore=ignore, at_version=endpoint.at_version,
         )  # fmt: skip
         if old is None:
             obj.setdefault("metadata", {}).setdefault("name", call.name)
         meta.check_name(obj, call.name)
         obj = orjson.loads(orjson.dumps(obj))
-        endpoint.reread(obj, "Ignore")
-        return obj
+        return endpoint.reread(obj, "Ignore")[0]
 
     return make
 

@@ -76,9 +76,19 @@ class Endpoint:
         return Digest(meta.get("labels") or {}, fields, obj if self.followed else None)
 
     @property
+    def error_group(self) -> str:
+        """The group that refusals of an object name."""
+        stored = self.rules.stored_group
+        return self.group if stored is None else stored
+
+    @property
     def selectable(self) -> tuple[str, ...]:
         """The fields that field selectors may name, besides metadata.name and metadata.namespace."""
-        return getattr(self.rules, "field_labels", ())
+        return self.rules.field_labels
+
+    def stored(self, kv: Any) -> Object:
+        """The stored object as it is stored, to do with as one likes: what rules and writes work on."""
+        return orjson.loads(kv.value)
 
     def decode(self, kv: Any) -> Object:
         """The stored object in the served version, to do with as one likes."""
@@ -94,21 +104,26 @@ class Endpoint:
         return tables.printer(self.resource)
 
     def from_storage(self, obj: Object) -> Object:
-        """From the stored version to the served one; may change and return `obj` itself."""
+        """From the stored version to the served one; `obj` is taken over."""
         return convert.from_storage(self.resource, obj) if self.converts else obj
+
+    def shown(self, obj: Object) -> Object:
+        """A copy of an object as it is stored, in the served version."""
+        return self.from_storage(orjson.loads(orjson.dumps(obj)))
 
     def to_storage(self, obj: Object) -> Object:
         """The other way."""
         return convert.to_storage(self.resource, obj) if self.converts else obj
 
     def read(self, body: bytes, media: str, validation: str) -> tuple[Object, list[str]]:
-        """The object of a write's body, checked and defaulted -> (object, warnings). ApiError 400."""
+        """The object of a write's body, checked, in the stored version, defaulted -> (object, warnings). ApiError 400."""
         obj, warnings = codec.read(body, media, self.group, self.version, self.kind, validation=validation)
+        obj = self.to_storage(obj)
         self.rules.default(obj)
         return obj, warnings
 
-    def reread(self, obj: Object, validation: str) -> list[str]:
-        """What `read` does, for a patched object (in place) -> warnings. ApiError 400."""
+    def reread(self, obj: Object, validation: str) -> tuple[Object, list[str]]:
+        """What `read` does, for a patched object in the served version (taken over). ApiError 400."""
         assert self.node is not None
         try:
             unknown = schema.decode(self.node, obj, validation != "Ignore")
@@ -117,8 +132,9 @@ class Endpoint:
         strict = [f'unknown field "{path}"' for path in unknown]
         if strict and validation == "Strict":
             raise errors.bad_request(f'{self.kind} in version "{self.version}" cannot be handled as a {self.kind}: strict decoding error: {", ".join(strict)}')
+        obj = self.to_storage(obj)
         self.rules.default(obj)
-        return strict
+        return obj, strict
 
     def at_version(self, obj: Object, api_version: str) -> tuple[Object, schema.Node | None] | None:
         """`obj` (served version) at another version of its kind, for managedFields written there; None when it is not served."""

@@ -95,7 +95,7 @@ class Objects:
     # ---- create
 
     async def create(self, call: Call, obj: Object) -> Written:
-        """Store a new object (decoded and defaulted, in the served version). ApiError 409, 422 and admission's."""
+        """Store a new object (as `Endpoint.read` gives it: defaulted, in the stored version). ApiError 409, 422 and admission's."""
         endpoint = call.endpoint
         rules, namespaced = endpoint.rules, endpoint.resource.namespaced
         meta.prepare_create(obj, call.namespace, namespaced)
@@ -115,7 +115,7 @@ class Objects:
             name = obj["metadata"].get("name") or ""
             problems = meta.validate_create(rules, obj, namespaced) + rules.validate_create(obj)
             if problems:
-                raise errors.invalid(endpoint.kind, endpoint.group, "" if generated else name, problems)
+                raise errors.invalid(endpoint.kind, endpoint.error_group, "" if generated else name, problems)
             call.warnings += rules.warnings(obj)
             attributes.name = name
             if call.admission is not None:
@@ -130,18 +130,17 @@ class Objects:
 
     async def _insert(self, call: Call, obj: Object, generated: bool) -> Written:
         endpoint, store = call.endpoint, self.store
-        stored = endpoint.to_storage(obj)
         for left in range(NAME_RETRIES_MAX, -1, -1):
             name = obj["metadata"]["name"]
             key = endpoint.resource.key(call.namespace, name)
-            data, at = codec.encode(stored)
+            data, at = codec.encode(obj)
             if call.dry_run:
                 current = store.get(key)
                 if current is None:
                     return Written(data.replace(b'"resourceVersion":"",', b"", 1), None, created=True)
             else:
                 try:
-                    kv = await store.put(key, data, expect=0, revision_at=at, attrs=endpoint.digest(stored))
+                    kv = await store.put(key, data, expect=0, revision_at=at, attrs=endpoint.digest(obj))
                     return Written(kv.value, None, created=True)
                 except CompareFailed as e:
                     current = e.current
@@ -150,7 +149,7 @@ class Objects:
             if not generated or not left:
                 raise self._exists(endpoint, name, current)
             name = meta.generated_name(obj["metadata"]["generateName"], entropy.suffix())
-            obj["metadata"]["name"] = stored["metadata"]["name"] = name
+            obj["metadata"]["name"] = name
         raise AssertionError("unreachable")
 
     @staticmethod
@@ -166,8 +165,9 @@ class Objects:
             return
         endpoint = call.endpoint
         ignore = managedfields.ignored(endpoint.group, endpoint.plural, call.subresource, endpoint.rules.has_status)
+        before, after = (old and endpoint.shown(old), endpoint.shown(obj)) if endpoint.converts else (old, obj)
         entries = managedfields.update(
-            old, obj, call.manager, "Update", endpoint.api_version, call.subresource, clock.rfc3339(), endpoint.node, ignore=ignore, at_version=endpoint.at_version
+            before, after, call.manager, "Update", endpoint.api_version, call.subresource, clock.rfc3339(), endpoint.node, ignore=ignore, at_version=endpoint.at_version
         )
         if entries:
             obj["metadata"]["managedFields"] = entries
@@ -209,7 +209,7 @@ class Objects:
         """One try on the version `kv` -> what was written, or the refusal that says what stands there now."""
         endpoint = call.endpoint
         rules = endpoint.rules
-        old = endpoint.decode(kv)
+        old = endpoint.stored(kv)
         self._check_uid(endpoint, call.name, old, uid)
         obj = make(old)
         if not isinstance(obj, dict):
@@ -226,7 +226,7 @@ class Objects:
                 self.allocators.update(obj, old, attributes.rollbacks)
             problems = meta.validate_update(obj, old) + (validate or rules.validate_update)(obj, old)
             if problems:
-                raise errors.invalid(endpoint.kind, endpoint.group, call.name, problems)
+                raise errors.invalid(endpoint.kind, endpoint.error_group, call.name, problems)
             if not call.subresource:
                 call.warnings += rules.warnings(obj, old)
             if call.admission is not None:
@@ -261,14 +261,13 @@ class Objects:
             metadata["resourceVersion"] = str(kv.mod_revision)
         elif asked != str(kv.mod_revision):
             if not asked.isdecimal():
-                raise errors.invalid(endpoint.kind, endpoint.group, call.name, [errors.invalid_value("metadata.resourceVersion", asked, f'strconv.ParseUint: parsing "{asked}": invalid syntax')])
+                raise errors.invalid(endpoint.kind, endpoint.error_group, call.name, [errors.invalid_value("metadata.resourceVersion", asked, f'strconv.ParseUint: parsing "{asked}": invalid syntax')])
             raise errors.conflict(endpoint.plural, endpoint.group, call.name, errors.MODIFIED)
 
     async def _replace(self, call: Call, key: bytes, kv: Any, obj: Object) -> Written:
         """Write `obj` over `kv`; or remove it, when its deletion had begun and nothing holds it any more. Raises CompareFailed."""
         endpoint, store = call.endpoint, self.store
-        stored = endpoint.to_storage(obj)
-        data, at = codec.encode(stored)
+        data, at = codec.encode(obj)
         metadata = obj["metadata"]
         if metadata.get("deletionTimestamp") and not metadata.get("deletionGracePeriodSeconds") and not held(endpoint, obj):
             value = b"%b%d%b" % (data[:at], kv.mod_revision, data[at:])
@@ -285,7 +284,7 @@ class Objects:
         if call.dry_run:
             return Written(b"%b%d%b" % (data[:at], kv.mod_revision, data[at:]), None)
         try:
-            kv = await store.put(key, data, expect=kv.mod_revision, revision_at=at, attrs=endpoint.digest(stored))
+            kv = await store.put(key, data, expect=kv.mod_revision, revision_at=at, attrs=endpoint.digest(obj))
         except CompareFailed:
             raise
         except StoreError as e:
@@ -312,7 +311,7 @@ class Objects:
 
     async def _delete_once(self, call: Call, key: bytes, kv: Any, options: DeleteOptions) -> Written:
         endpoint, store = call.endpoint, self.store
-        old = endpoint.decode(kv)
+        old = endpoint.stored(kv)
         self._check_uid(endpoint, call.name, old, options.uid)
         if options.resource_version and options.resource_version != str(kv.mod_revision):
             text = f"Precondition failed: ResourceVersion in precondition: {options.resource_version}, ResourceVersion in object meta: {kv.mod_revision}"
@@ -323,7 +322,7 @@ class Objects:
             await call.admission.validate(attributes)
         if _is_namespace(endpoint) and old["metadata"].get("deletionTimestamp") and held(endpoint, old):
             raise errors.conflict(endpoint.plural, "", call.name, _NAMESPACE_GOING)
-        obj = endpoint.decode(kv)
+        obj = endpoint.stored(kv)
         endpoint.rules.prepare_delete(obj)
         gone = deletion(endpoint, obj, options)
         if gone:
