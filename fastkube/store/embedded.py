@@ -10,10 +10,11 @@ virtual clock.
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastkube._ext.tree import Event, KeyValue, Tree
 from fastkube.runtime import clock, entropy
@@ -28,14 +29,19 @@ from fastkube.store.interface import (
     Delete,
     DuplicateKey,
     FutureRevision,
+    KeyNotFound,
     LeaseExists,
     LeaseNotFound,
+    LeaseStatus,
     NoSpace,
+    Operation,
     Overloaded,
     Put,
+    Range,
     RangeResult,
     StoreError,
     TooLarge,
+    Txn,
     TxnResult,
     Unavailable,
     Watcher,
@@ -165,30 +171,60 @@ class EmbeddedStore:
             self._commits.commit(future, (tree.head, event.prev))
         return future
 
-    def txn(self, compare: Sequence[Compare], success: Sequence[Put | Delete], failure: Sequence[Put | Delete] = ()) -> Awaitable[TxnResult]:
+    def txn(self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation] = ()) -> Awaitable[TxnResult]:
         future = self._loop.create_future()
-        succeeded = all(self._holds(c) for c in compare)
-        operations = success if succeeded else failure
-        refusal = self._refusal_of_all(operations)
+        flat: list[Put | Delete | Range] = []
+        chosen = self._choose(Txn(compare, success, failure), flat)
+        refusal = self._refusal_of_all(flat)
         if refusal is not None:
-            future.set_exception(refusal)
+            self._commits.answer(future, refusal)
             return future
-        tree = self._tree
-        revision = tree.head + 1
-        results: list[Any] = []
-        for op in operations:
-            if isinstance(op, Put):
-                event = tree.put(op.key, op.value, revision, -1, op.lease, op.revision_at, op.attrs)
-                self._relink(event)
-                results.append(event.kv)
-            else:
-                results.append(self._delete_range(op.key, op.end, revision))
-        result = TxnResult(succeeded, tree.head, results)
-        if tree.head == revision:
+        revision = self._tree.head + 1
+        result = self._apply(chosen, revision)
+        if self._tree.head == revision:
             self._commits.commit(future, result)
         else:
             self._commits.answer(future, result)
         return future
+
+    def _choose(self, txn: Txn, flat: list[Put | Delete | Range]) -> _Chosen:
+        """Make every comparison, those of nested transactions too, against what stands before any change. `flat` gets what will be done."""
+        succeeded = all(map(self._holds, txn.compare))
+        operations: list[Put | Delete | Range | _Chosen] = []
+        for op in txn.success if succeeded else txn.failure:
+            if isinstance(op, Txn):
+                operations.append(self._choose(op, flat))
+            else:
+                flat.append(op)
+                operations.append(op)
+        return _Chosen(succeeded, operations)
+
+    def _apply(self, chosen: _Chosen, revision: int) -> TxnResult:
+        """Do it, at the head. Nothing can fail any more."""
+        tree = self._tree
+        results: list[Any] = []
+        for op in chosen.operations:
+            if isinstance(op, Put):
+                results.append(self._put(op, revision))
+            elif isinstance(op, Delete):
+                results.append(self._delete_range(op.key, op.end, revision))
+            elif isinstance(op, Range):
+                kvs, count, at = tree.range(op.key, op.end, op.revision, op.limit, op.count_only, op.revision <= 0)
+                results.append(RangeResult(kvs, count > len(kvs), count, at))
+            else:
+                results.append(self._apply(op, revision))
+        return TxnResult(chosen.succeeded, tree.head, results)
+
+    def _put(self, op: Put, revision: int) -> KeyValue:
+        value, lease = op.value, op.lease
+        if value is None or lease is None:
+            current = self._tree.newest(op.key)
+            assert current is not None  # _refusal_of_all has seen it, and no operation deletes what another one puts
+            value = current.value if value is None else value
+            lease = current.lease if lease is None else lease
+        event = self._tree.put(op.key, value, revision, -1, lease, op.revision_at, op.attrs)
+        self._relink(event)
+        return event.kv
 
     def _delete_range(self, key: bytes, end: bytes, revision: int) -> list[KeyValue]:
         deleted = []
@@ -198,18 +234,10 @@ class EmbeddedStore:
         return deleted
 
     def _holds(self, compare: Compare) -> bool:
-        kv = self._tree.newest(compare.key)
-        actual: Any
-        if compare.target == "value":
-            if kv is None:
-                return False
-            actual = kv.value
-        elif kv is None:
-            actual = 0
-        else:
-            actual = {"version": kv.version, "create": kv.create_revision, "mod": kv.mod_revision, "lease": kv.lease}[compare.target]
-        operand: Any = compare.operand
-        return {"=": actual == operand, "!=": actual != operand, ">": actual > operand, "<": actual < operand}[compare.op]
+        if not compare.end:
+            return _holds(compare, self._tree.newest(compare.key))
+        kvs = self._tree.range(compare.key, compare.end, 0, 0, False, True)[0]
+        return all(_holds(compare, kv) for kv in kvs) if kvs else _holds(compare, None)
 
     def _refusal(self, size: int, lease: int) -> StoreError | None:
         """Why a put may not be taken."""
@@ -225,29 +253,41 @@ class EmbeddedStore:
             return Overloaded("too many requests: the disk does not keep up")
         return None
 
-    def _refusal_of_all(self, operations: Sequence[Put | Delete]) -> StoreError | None:
+    def _refusal_of_all(self, operations: Sequence[Put | Delete | Range]) -> StoreError | None:
         """Everything that could fail in a transaction is checked before any of it is done."""
-        if self._commits.failure is not None:
-            return Unavailable(str(self._commits.failure))
+        tree = self._tree
         keys: set[bytes] = set()
         size = 0
+        changes = False
         for op in operations:
             if isinstance(op, Put):
-                size += len(op.value)
-                refusal = self._refusal(len(op.value), op.lease)
+                changes = True
+                length = 0 if op.value is None else len(op.value)
+                size += length
+                refusal = self._refusal(length, op.lease or 0)
                 if refusal is not None:
                     return refusal
+                if (op.value is None or op.lease is None) and tree.newest(op.key) is None:
+                    return KeyNotFound("key not found")
                 if op.key in keys:
                     return DuplicateKey(f"duplicate key given in txn request: {op.key!r}")
-                if op.revision_at > len(op.value):
-                    raise ValueError(f"revision_at {op.revision_at} is past the end of a value of {len(op.value)} bytes")
+                if op.revision_at > length:
+                    raise ValueError(f"revision_at {op.revision_at} is past the end of a value of {length} bytes")
                 keys.add(op.key)
+            elif isinstance(op, Delete):
+                changes = True
+        if changes and self._commits.failure is not None:
+            return Unavailable(str(self._commits.failure))
         if size > TXN_BYTES_MAX:
             return TooLarge(f"request is too large: a transaction of {size} bytes, the most is {TXN_BYTES_MAX}")
-        if keys:
-            for op in operations:
-                if isinstance(op, Delete) and any(_covers(op, key) for key in keys):
-                    return DuplicateKey(f"duplicate key given in txn request: {op.key!r}")
+        for op in operations:
+            if isinstance(op, Delete) and any(_covers(op, key) for key in keys):
+                return DuplicateKey(f"duplicate key given in txn request: {op.key!r}")
+            if isinstance(op, Range) and op.revision > 0:
+                if op.revision > tree.visible:
+                    return FutureRevision(f"required revision {op.revision} is a future revision (the store is at {tree.visible})")
+                if op.revision < tree.compacted:
+                    return Compacted(tree.compacted)
         return None
 
     def compact(self, revision: int) -> Awaitable[None]:
@@ -358,6 +398,44 @@ class EmbeddedStore:
         if found is None:
             raise LeaseNotFound(f"requested lease {lease:x} not found")
         return found.ttl
+
+    def lease_status(self, lease: int) -> LeaseStatus:
+        found = self._leases.get(lease)
+        if found is None:
+            raise LeaseNotFound(f"requested lease {lease:x} not found")
+        return LeaseStatus(found.ttl, max(found.deadline - clock.monotonic(), 0.0), sorted(found.keys))
+
+    def leases(self) -> list[int]:
+        return [lease.id for lease in sorted(self._leases.all(), key=lambda lease: lease.deadline)]
+
+
+class _Chosen(NamedTuple):
+    """A transaction whose comparisons are made."""
+
+    succeeded: bool
+    operations: list[Any]  # Put | Delete | Range | _Chosen
+
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {"=": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
+
+
+def _holds(compare: Compare, kv: KeyValue | None) -> bool:
+    actual: Any
+    if kv is None:
+        if compare.target == "value":
+            return False
+        actual = 0
+    elif compare.target == "mod":
+        actual = kv.mod_revision
+    elif compare.target == "value":
+        actual = kv.value
+    elif compare.target == "version":
+        actual = kv.version
+    elif compare.target == "create":
+        actual = kv.create_revision
+    else:
+        actual = kv.lease
+    return _OPERATORS[compare.op](actual, compare.operand)
 
 
 def _covers(op: Delete, key: bytes) -> bool:

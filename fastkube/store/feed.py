@@ -40,6 +40,10 @@ class Watch:
         self._ended: StoreError | None = None
         self._waiting: asyncio.Future[None] | None = None
 
+    @property
+    def synced(self) -> bool:
+        return self.subscription.live
+
     def close(self) -> None:
         """No event is handed over after this; a `next` that waits raises WatchCancelled."""
         self._buffer = []

@@ -29,8 +29,8 @@ __all__ = ["Event", "KeyValue"]  # what the kernel makes is what readers get; fa
 @dataclass(slots=True)
 class Put:
     key: bytes
-    value: bytes
-    lease: int = 0
+    value: bytes | None  # None: the one that stands there (KeyNotFound when there is none)
+    lease: int | None = 0  # None: the one that stands there (KeyNotFound)
     revision_at: int = -1  # where in `value` the decimal revision of this write is to be inserted; -1: nowhere
     attrs: Any = None
 
@@ -42,18 +42,49 @@ class Delete:
 
 
 @dataclass(slots=True)
+class Range:
+    """A read inside a transaction: it sees what the operations before it have done."""
+
+    key: bytes
+    end: bytes = b""  # exclusive; b"": just `key`
+    revision: int = 0  # 0: as the transaction sees it
+    limit: int = 0
+    count_only: bool = False
+
+
+@dataclass(slots=True)
 class Compare:
     key: bytes
     target: Literal["version", "create", "mod", "value", "lease"]
     op: Literal["=", "!=", ">", "<"]
     operand: int | bytes
+    end: bytes = b""  # exclusive: every key of the range must hold; where there is none, one with zeros does (and no value)
+
+
+@dataclass(slots=True)
+class Txn:
+    """A transaction, as an operation of another one. All comparisons, its own too, are made before anything is changed."""
+
+    compare: Sequence[Compare]
+    success: Sequence[Operation]
+    failure: Sequence[Operation] = ()
+
+
+Operation = Put | Delete | Range | Txn
 
 
 @dataclass(slots=True)
 class TxnResult:
     succeeded: bool
     revision: int  # the store's revision after the transaction
-    results: list[Any]  # per operation: Put -> the KeyValue written; Delete -> list of the KeyValues deleted
+    results: list[Any]  # per operation: Put -> the KeyValue written; Delete -> list of the KeyValues deleted; Range -> RangeResult; Txn -> TxnResult
+
+
+@dataclass(slots=True)
+class LeaseStatus:
+    ttl: int  # seconds, as granted
+    remaining: float  # seconds
+    keys: list[bytes]  # in order
 
 
 @dataclass(slots=True)
@@ -61,7 +92,7 @@ class RangeResult:
     kvs: list[KeyValue]
     more: bool  # the limit cut the range
     count: int  # how many keys the whole range holds
-    revision: int  # the store's visible revision when it was read
+    revision: int  # what it was read at: `revision` if asked for, the visible one, in a transaction the newest
 
 
 class StoreError(Exception):
@@ -104,6 +135,10 @@ class TooLarge(StoreError):
     """More bytes than one write may have."""
 
 
+class KeyNotFound(StoreError):
+    """A put is to keep the value or the lease of a key that does not exist."""
+
+
 class LeaseNotFound(StoreError):
     """There is no such lease."""
 
@@ -140,6 +175,11 @@ class Watcher(Protocol):
         """The next batch, never empty; raises Compacted or WatchCancelled when it cannot go on."""
         ...
 
+    @property
+    def synced(self) -> bool:
+        """Whether it has been handed everything up to the visible revision."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -166,7 +206,9 @@ class Store(Protocol):
         """Delete -> (revision, what was deleted or None)."""
         ...
 
-    def txn(self, compare: Sequence[Compare], success: Sequence[Put | Delete], failure: Sequence[Put | Delete] = ()) -> Awaitable[TxnResult]: ...
+    def txn(self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation] = ()) -> Awaitable[TxnResult]:
+        """All or nothing, in one revision. Raises what puts and ranges raise, DuplicateKey."""
+        ...
 
     def watch(
         self,
@@ -203,6 +245,14 @@ class Store(Protocol):
 
     def lease_keep_alive(self, lease: int) -> int:
         """Start its time to live afresh -> ttl in seconds. Raises LeaseNotFound."""
+        ...
+
+    def lease_status(self, lease: int) -> LeaseStatus:
+        """Raises LeaseNotFound."""
+        ...
+
+    def leases(self) -> list[int]:
+        """The ids of all leases, the one that expires first in front."""
         ...
 
     async def start(self) -> None:
