@@ -33,6 +33,7 @@ class Node:
     merge_key: str
     patch_strategy: str
     embedded: str
+    definition: str
     pointer: bool
     omit_empty: bool
     explicit_null: bool
@@ -40,6 +41,7 @@ class Node:
     int_or_string: bool
     preserve_unknown: bool
     embedded_resource: bool
+    empty_null: bool
     raw: Any
     extra: Any
     always: tuple[tuple[str, Node], ...]
@@ -59,6 +61,7 @@ class Walker:
         bytes_: Callable[[str], str],
     ) -> None: ...
     def walk(self, node: Node, obj: dict[str, Any], strict: bool = True) -> list[str]: ...
+    def zero(self, node: Node) -> Any: ...
 
 def prune(node: Node, value: Any) -> list[str]: ...
 def members(text: bytes) -> int: ...

@@ -51,6 +51,7 @@ cdef class Node:
         self.merge_key = ""
         self.patch_strategy = ""
         self.embedded = ""
+        self.definition = ""
         self.raw = None
         self.always = ()
 
@@ -193,6 +194,10 @@ cdef int walk_struct(Walk walk, Node node, dict value, Frame* up) except -1:
                 if dead is None:
                     dead = []
                 dead.append(<object>key)
+            elif field.empty_null and (field.code == ARRAY or field.code == MAP) and is_zero(field, <object>item):
+                if changed is None:
+                    changed = []
+                changed.append((<object>key, None))
         elif result is None and not field.explicit_null:
             if dead is None:
                 dead = []
@@ -428,6 +433,10 @@ cdef class Walker:
         if walk.saved is not None:
             raise DecodeError(walk.saved)
         return walk.unknown if strict else []
+
+    def zero(self, Node node):
+        """What Go writes for a place of this type that nobody has set."""
+        return zero_of(node)
 
 
 cdef int prune_value(list unknown, Node node, object value, Frame* up) except -1:

@@ -18,6 +18,7 @@ A `Node` says of one place (a field, the items of a list, the values of a map):
     patch_strategy  strategic merge patch: "merge", "replace", "retainKeys", "merge,retainKeys", ""
     preserve_unknown, nullable, int_or_string, embedded_resource   the x-kubernetes-* extensions of custom schemas (int_or_string: built-in too)
     raw             of a custom schema: the dict it was made of (min, max, pattern, default, validations ... for whoever checks values)
+    definition      of a built-in struct: its short name ("core.v1.PodSpec"), ""
     go              what Go calls the type (`v1.Container`, `[]v1.Container`, `int32`), for messages
     pointer, omit_empty, explicit_null   how Go writes the field: a pointer keeps zero values, omit_empty drops them, explicit_null writes null
 """
@@ -37,7 +38,10 @@ from fastkube.api import quantity, times
 __all__ = ["DecodeError", "Node", "decode", "definition", "from_openapi", "held", "members", "object_meta", "of", "prune"]
 
 # Lists where upstream tells an empty one from none, though Go leaves both out.
-_KEPT_EMPTY = {("autoscaling.v2.HPAScalingRules", "policies")}
+_KEPT_EMPTY = {("autoscaling.v2.HPAScalingRules", "policies"), ("core.v1.PersistentVolumeSpec", "capacity")}
+
+# Required lists that are told from absent ones in messages; others end as null when empty, which is what storing as protobuf makes of them.
+_SHOWN_EMPTY = {("batch.v1.PodFailurePolicyOnExitCodesRequirement", "values")}
 
 QUANTITIES_MAX = 4096  # texts of quantities whose canonical form is remembered
 
@@ -78,6 +82,7 @@ def _place(row: dict[str, Any]) -> Node:
     node.format = format_
     if word == "struct":
         name = row["r"]
+        node.definition = name
         node.go = ".".join(name.split(".")[-2:])
         node._loader = functools.partial(_fields, name)
         node.map_type = _tables()["definitions"][name].get("", {}).get("mt", "")
@@ -114,6 +119,8 @@ def _fields(name: str) -> tuple[dict[str, Node], tuple[tuple[str, Node], ...]]:
     for owner, field in _KEPT_EMPTY:
         if owner == name:
             fields[field].omit_empty = False
+    for field, node in fields.items():
+        node.empty_null = node.explicit_null and (name, field) not in _SHOWN_EMPTY and not name.startswith("apiextensions.")
     return fields, tuple((field, node) for field, node in fields.items() if rows[field].get("z"))
 
 
@@ -128,6 +135,21 @@ def definition(name: str) -> Node:
 def of(group: str, version: str, kind: str) -> Node:
     """The node of a built-in kind's objects; KeyError when there is none."""
     return definition(_tables()["kinds"][f"{group}/{version}/{kind}"])
+
+
+def empty(node: Node) -> Any:
+    """What Go writes for a value of this type that nobody has set: a fresh one at each call."""
+    return _walker.zero(node)
+
+
+@functools.cache
+def status_of(group: str, kind: str) -> Node | None:
+    """The node of a built-in kind's status, where Go always writes one; None otherwise, and for kinds that are not built in."""
+    kinds = _tables()["kinds"]
+    name = next((kinds[key] for version in ("v2", "v1") if (key := f"{group}/{version}/{kind}") in kinds), None)
+    if name is None:
+        return None
+    return dict(_fields(name)[1]).get("status")
 
 
 def object_meta() -> Node:

@@ -41,11 +41,24 @@ def cases() -> Iterator[dict[str, Any]]:
             yield case
 
 
-def admit_pod(obj: dict[str, Any], new: bool = True) -> None:
-    """What upstream's admission does to every pod of the recording."""
-    spec = obj.get("spec")
-    if not spec or obj["kind"] != "Pod":
-        return
+_PROTECTED = {"PersistentVolume": "kubernetes.io/pv-protection", "PersistentVolumeClaim": "kubernetes.io/pvc-protection", "VolumeAttributesClass": "kubernetes.io/vac-protection"}
+_USER = {"username": "bench", "uid": "00000000-0000-0000-0000-000000000000", "groups": ["system:masters", "system:authenticated"]}
+
+
+def admit(obj: dict[str, Any], new: bool = True) -> None:
+    """What upstream's admission and request-aware strategies do to the objects of the recording."""
+    kind, spec = obj["kind"], obj.get("spec")
+    if kind in _PROTECTED and new:
+        obj["metadata"].setdefault("finalizers", []).append(_PROTECTED[kind])
+    elif kind == "Node" and new and not any(t.get("key") == "node.kubernetes.io/not-ready" for t in spec.get("taints") or ()):
+        spec.setdefault("taints", []).append({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"})
+    elif kind == "CertificateSigningRequest" and new:
+        spec.update(_USER)
+    elif kind == "Pod" and spec:
+        admit_pod(spec, new)
+
+
+def admit_pod(spec: dict[str, Any], new: bool) -> None:
     tolerations = spec.setdefault("tolerations", [])
     for key in ("not-ready", "unreachable"):
         key = f"node.kubernetes.io/{key}"
@@ -102,7 +115,7 @@ def create(resource: resources.Resource, namespace: str | None, body: dict[str, 
     meta.prepare_create(obj, namespace, resource.namespaced)
     meta.fill_create(obj, NOW, "00000000-0000-0000-0000-000000000000", "abcde")
     rules.prepare_create(obj)
-    admit_pod(obj)
+    admit(obj)
     found = meta.validate_create(rules, obj, resource.namespaced) + rules.validate_create(obj)
     if found:
         raise errors.invalid(resource.kind, rules.error_group, obj["metadata"].get("name", ""), found)
@@ -116,11 +129,11 @@ def update(resource: resources.Resource, namespace: str | None, name: str, body:
     rules = kinds.of(*convert.storage_kind(resource))
     rules.default(obj)
     if found := meta.version_missing(rules, obj):
-        raise errors.invalid(resource.kind, rules.error_group, name, found)
+        raise errors.invalid(resource.plural, resource.group, name, found)
     obj["metadata"].setdefault("resourceVersion", "1")
     meta.prepare_update(obj, old, namespace, resource.namespaced)
     rules.prepare_update(obj, old)
-    admit_pod(obj, new=False)
+    admit(obj, new=False)
     found = meta.validate_update(obj, old) + rules.validate_update(obj, old)
     if found:
         raise errors.invalid(resource.kind, rules.error_group, obj["metadata"].get("name", ""), found)

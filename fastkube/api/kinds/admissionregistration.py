@@ -335,10 +335,6 @@ class ValidatingAdmissionPolicy(Kind):
             spec["failurePolicy"] = "Fail"
         _default_match(spec.get("matchConstraints"))
 
-    def prepare_create(self, obj: Object) -> None:
-        super().prepare_create(obj)
-        obj["status"] = {}
-
     def validate_create(self, obj: Object) -> list[FieldError]:
         spec = obj["spec"]
         errors: Errors = []

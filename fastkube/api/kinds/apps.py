@@ -26,13 +26,6 @@ class _Workload(Kind):
 
     def default_spec(self, spec: Object) -> None: ...
 
-    def prepare_create(self, obj: Object) -> None:
-        super().prepare_create(obj)
-        obj["status"] = self.fresh_status()
-
-    def fresh_status(self) -> Object:
-        return {}
-
     def validate_create(self, obj: Object) -> list[FieldError]:
         return self.validate_spec(obj["spec"])
 
@@ -120,12 +113,9 @@ class ReplicaSet(_Workload):
         if spec.get("replicas") is None:
             spec["replicas"] = 1
 
-    def fresh_status(self) -> Object:
-        return {"replicas": 0}
-
     def validate_spec(self, spec: Object) -> Errors:
         errors = nonnegative(spec.get("replicas"), "spec.replicas") + nonnegative(spec.get("minReadySeconds"), "spec.minReadySeconds")
-        bad, sound = workload_selector(spec, "spec", "replicaset")
+        bad, sound = workload_selector(spec, "spec", "deployment")  # sic
         errors += bad
         if not sound:
             return [*errors, invalid_value("spec.selector", spec["selector"], "invalid label selector")]
@@ -151,6 +141,7 @@ _STATEFULSET_MUTABLE = ("replicas", "ordinals", "template", "updateStrategy", "r
 
 class StatefulSet(_Workload):
     kind = "StatefulSet"
+    name_rule = "label"
 
     def default_spec(self, spec: Object) -> None:
         if not spec.get("podManagementPolicy"):
@@ -158,10 +149,10 @@ class StatefulSet(_Workload):
         strategy = spec.setdefault("updateStrategy", {})
         if not strategy.get("type"):
             strategy["type"] = "RollingUpdate"
-        if strategy["type"] == "RollingUpdate":
-            rolling = strategy.setdefault("rollingUpdate", {})
-            if rolling.get("partition") is None:
-                rolling["partition"] = 0
+            strategy.setdefault("rollingUpdate", {})
+        rolling = strategy.get("rollingUpdate")
+        if strategy["type"] == "RollingUpdate" and rolling is not None and rolling.get("partition") is None:
+            rolling["partition"] = 0
         retention = spec.setdefault("persistentVolumeClaimRetentionPolicy", {})
         for key in ("whenDeleted", "whenScaled"):
             if not retention.get(key):
@@ -173,9 +164,6 @@ class StatefulSet(_Workload):
         for claim in spec.get("volumeClaimTemplates") or ():
             default_claim(claim)
             claim["apiVersion"], claim["kind"] = "v1", "PersistentVolumeClaim"
-
-    def fresh_status(self) -> Object:
-        return {"replicas": 0, "availableReplicas": 0}
 
     def validate_spec(self, spec: Object) -> Errors:
         policy = spec.get("podManagementPolicy")
@@ -286,9 +274,6 @@ class DaemonSet(_Workload):
         if spec.get("revisionHistoryLimit") is None:
             spec["revisionHistoryLimit"] = 10
 
-    def fresh_status(self) -> Object:
-        return {"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0}
-
     def prepare_create(self, obj: Object) -> None:
         super().prepare_create(obj)
         obj["metadata"].setdefault("annotations", {})[self.GENERATION] = "1"
@@ -317,6 +302,9 @@ class DaemonSet(_Workload):
         errors += nonnegative(spec.get("minReadySeconds"), "spec.minReadySeconds")
         errors += self._strategy(spec.get("updateStrategy") or {})
         return errors + nonnegative(spec.get("revisionHistoryLimit"), "spec.revisionHistoryLimit")
+
+    def validate_update(self, obj: Object, old: Object) -> list[FieldError]:
+        return immutable(obj["spec"].get("selector"), old["spec"].get("selector"), "spec.selector") + self.validate_spec(obj["spec"])
 
     def _strategy(self, strategy: Object) -> Errors:
         at, rolling = "spec.updateStrategy", strategy.get("rollingUpdate")
@@ -348,7 +336,7 @@ class ControllerRevision(Kind):
     has_generation = False
 
     def validate_create(self, obj: Object) -> list[FieldError]:
-        errors: Errors = [required("data", "data is mandatory")] if obj.get("data") is None else []
+        errors: Errors = [] if isinstance(obj.get("data"), dict) else [required("data", "data must be a valid JSON object" if obj.get("data") is not None else "data is mandatory")]
         return errors + nonnegative(obj.get("revision", 0), "revision")
 
     def validate_update(self, obj: Object, old: Object) -> list[FieldError]:

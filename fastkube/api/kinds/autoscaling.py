@@ -32,9 +32,6 @@ class HorizontalPodAutoscaler(Kind):
             behavior["scaleUp"] = _rules(behavior.get("scaleUp"), _UP, 0)
             behavior["scaleDown"] = _rules(behavior.get("scaleDown"), _DOWN, None)
 
-    def prepare_create(self, obj: Object) -> None:
-        obj["status"] = {"desiredReplicas": 0, "currentMetrics": None}
-
     def prepare_update(self, obj: Object, old: Object) -> None:
         obj["status"] = old.get("status") or {}
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from fastkube.api import schema
 from fastkube.api.errors import FieldError
 
 Object = dict[str, Any]
@@ -51,11 +52,19 @@ class Kind:
         """Fill in upstream's defaults, whole object, idempotent."""
 
     def prepare_create(self, obj: Object) -> None:
-        """Drop what a create may not set, set what it starts with (generation 1, no status)."""
+        """Drop what a create may not set, set what it starts with (generation 1, a status that says nothing)."""
         if self.has_status:
-            obj.pop("status", None)
+            self.clear_status(obj)
         if self.has_generation:
             obj["metadata"]["generation"] = 1
+
+    def clear_status(self, obj: Object) -> None:
+        """No status, or the empty one that objects of this kind always show."""
+        node = schema.status_of(self.group if self.stored_group is None else self.stored_group, self.kind)
+        if node is not None:
+            obj["status"] = schema.empty(node)
+        else:
+            obj.pop("status", None)
 
     def prepare_update(self, obj: Object, old: Object) -> None:
         """Keep what an update may not touch (status), count generation when what it may touch differs."""

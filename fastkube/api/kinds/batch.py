@@ -56,7 +56,6 @@ class Job(Kind):
 
     def prepare_create(self, obj: Object) -> None:
         super().prepare_create(obj)
-        obj["status"] = {}
         spec, meta = obj["spec"], obj["metadata"]
         if spec.get("manualSelector"):
             return
@@ -431,10 +430,6 @@ class CronJob(Kind):
                 if not pattern.get("status"):
                     pattern["status"] = "True"
         job_template_spec(job)
-
-    def prepare_create(self, obj: Object) -> None:
-        super().prepare_create(obj)
-        obj["status"] = {}
 
     def name_errors(self, name: str, prefix: bool = False) -> list[str]:
         errors = super().name_errors(name, prefix)

@@ -39,6 +39,8 @@ def problem(text: str) -> str:
         _env().compile(text)
     except Exception as e:  # the binding raises RuntimeError and ValueError alike
         said = str(e).removeprefix("INVALID_ARGUMENT: ").removesuffix(" [INVALID_ARGUMENT]")
+        if not text.strip():
+            said = said.replace("<input>:1:1:", "<input>:1:0:", 1)  # where cel-go sees the end of nothing
         # Only what no environment could make sense of is refused: Kubernetes' own functions and types are not all known here.
         return said if "Syntax error" in said else ""
     return ""

@@ -30,9 +30,6 @@ class CertificateSigningRequest(Kind):
     def default(self, obj: Object) -> None:
         obj.setdefault("spec", {"request": None, "signerName": ""})
 
-    def prepare_create(self, obj: Object) -> None:
-        obj["status"] = {}
-
     def prepare_update(self, obj: Object, old: Object) -> None:
         obj["spec"], obj["status"] = old["spec"], old.get("status") or {}
 

@@ -16,7 +16,7 @@ Object = dict[str, Any]
 Errors = list[FieldError]
 
 NEGATIVE = "must be greater than or equal to 0"
-NOT_POSITIVE = "must be greater than 0"
+NOT_POSITIVE = "must be greater than zero"
 NOT_INTEGER = "must be an integer"
 IMMUTABLE = "field is immutable"
 INT32_MAX = 2**31 - 1
@@ -77,7 +77,7 @@ def percent_value(value: Any) -> int | None:
 def positive_int_or_percent(value: Any, field: str) -> Errors:
     """A non-negative integer or a percentage."""
     if isinstance(value, str):
-        return [invalid_value(field, value, "must be an integer or percentage (e.g '5%')")] if not is_percent(value) else []
+        return [invalid_value(field, value, m) for m in formats.percent(value)]
     return nonnegative(value or 0, field)
 
 

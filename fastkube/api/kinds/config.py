@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 import orjson
@@ -106,7 +107,35 @@ class Secret(Kind):
         return {"type": obj.get("type") or ""}
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
-        return []
+        if obj.get("type") != "kubernetes.io/tls" or (old is not None and old.get("data") == obj.get("data")):
+            return []
+        data = obj.get("data") or {}
+        said = _key_pair(base64.b64decode(data.get("tls.crt") or ""), base64.b64decode(data.get("tls.key") or ""))
+        return [said] if said else []
+
+
+_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\r?\n.*?-----END \1-----", re.S)
+
+
+def _key_pair(certificate: bytes, key: bytes) -> str:
+    """What Go's tls package says of a certificate and key that do not make a pair; "" of a pair."""
+    for what, data, wanted in (("certificate", certificate, lambda k: k == b"CERTIFICATE"), ("key", key, lambda k: k == b"PRIVATE KEY" or k.endswith(b" PRIVATE KEY"))):
+        kinds = [m[1] for m in _PEM.finditer(data)]
+        if not kinds:
+            return f"tls: failed to find any PEM data in {what} input"
+        if not any(wanted(k) for k in kinds):
+            shown = " ".join(k.decode() for k in kinds)
+            block = '"CERTIFICATE" PEM block' if what == "certificate" else 'PEM block with type ending in "PRIVATE KEY"'
+            return f"tls: failed to find {block} in {what} input after skipping PEM blocks of the following types: [{shown}]"
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        public = x509.load_pem_x509_certificates(certificate)[0].public_key()
+        private = load_pem_private_key(key, None)
+    except Exception:
+        return "tls: failed to parse private key" if certificate else "x509: malformed certificate"
+    return "" if private.public_key() == public else "tls: private key does not match public key"
 
 
 def _json(encoded: str | None, at: str) -> Errors:

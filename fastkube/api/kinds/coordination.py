@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastkube.api import formats
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported
 from fastkube.api.kinds.base import Kind, Object
-from fastkube.api.kinds.common import NOT_POSITIVE, Errors, nonnegative, rule
+from fastkube.api.kinds.common import Errors, nonnegative, rule
 
 _STRATEGIES = ("OldestEmulationVersion",)
 
@@ -25,7 +25,7 @@ class Lease(Kind):
         errors: Errors = []
         seconds, strategy = spec.get("leaseDurationSeconds"), spec.get("strategy")
         if seconds is not None and seconds <= 0:
-            errors.append(invalid_value("spec.leaseDurationSeconds", seconds, NOT_POSITIVE))
+            errors.append(invalid_value("spec.leaseDurationSeconds", seconds, "must be greater than 0"))
         errors += nonnegative(spec.get("leaseTransitions"), "spec.leaseTransitions")
         if strategy is not None:
             if "/" in strategy:

@@ -95,7 +95,8 @@ class NewEvent(Event):
             new, before = obj.get(key) or None, old.get(key) or None
             if new != before:
                 value = internal.view("core.v1.ObjectReference", new) if key in ("involvedObject", "related") and new else obj.get(key)
-                errors.append(invalid_value("reportingController" if key == "reportingComponent" else key, value, "field is immutable"))
+                told = invalid_value("reportingController" if key == "reportingComponent" else key, value, "field is immutable")
+                errors += [told, told] if key == "reason" else [told]  # upstream looks at the reason twice
         return errors
 
 

@@ -36,10 +36,6 @@ class FlowSchema(Kind):
         if not spec.get("matchingPrecedence"):
             spec["matchingPrecedence"] = 1000
 
-    def prepare_create(self, obj: Object) -> None:
-        super().prepare_create(obj)
-        obj["status"] = {}
-
     def name_errors(self, name: str, prefix: bool = False) -> list[str]:
         return super().name_errors(name, prefix)
 
@@ -190,10 +186,6 @@ class PriorityLevelConfiguration(Kind):
             for key in ("nominalConcurrencyShares", "lendablePercent"):
                 if exempt.get(key) is None:
                     exempt[key] = 0
-
-    def prepare_create(self, obj: Object) -> None:
-        super().prepare_create(obj)
-        obj["status"] = {}
 
     def validate_create(self, obj: Object) -> list[FieldError]:
         spec, name = obj["spec"], obj["metadata"].get("name") or ""

@@ -118,10 +118,6 @@ class Ingress(Kind):
     def default(self, obj: Object) -> None:
         obj.setdefault("spec", {})
 
-    def prepare_create(self, obj: Object) -> None:
-        super().prepare_create(obj)
-        obj["status"] = {"loadBalancer": {}}
-
     def validate_create(self, obj: Object) -> list[FieldError]:
         errors = self._spec(obj["spec"])
         annotations = obj["metadata"].get("annotations") or {}
@@ -309,8 +305,8 @@ class IPAddress(Kind):
     def name_errors(self, name: str, prefix: bool = False) -> list[str]:
         ip = formats.ip(name)
         if ip is None:
-            return ["not a valid IP address"]
-        return [] if str(ip) == name else ["not a valid IP address in canonical format"]
+            return ["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"]
+        return [] if str(ip) == name else [f'must be in canonical form ("{ip}")']
 
     def validate_create(self, obj: Object) -> list[FieldError]:
         ref, at = obj["spec"].get("parentRef"), "spec.parentRef"
@@ -342,9 +338,6 @@ class ServiceCIDR(Kind):
 
     def default(self, obj: Object) -> None:
         obj.setdefault("spec", {})
-
-    def prepare_create(self, obj: Object) -> None:
-        obj["status"] = {}
 
     def validate_create(self, obj: Object) -> list[FieldError]:
         cidrs, at = obj["spec"].get("cidrs") or [], "spec.cidrs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastkube.api import formats, quantity
+from fastkube.api import formats, internal, quantity
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value
 from fastkube.api.kinds import pod_containers, pod_defaults, pod_spec, pod_warnings
 from fastkube.api.kinds.base import Kind, Object
@@ -60,6 +60,8 @@ class Pod(Kind):
     def prepare_create(self, obj: Object) -> None:
         obj["metadata"]["generation"] = 1
         spec = obj["spec"]
+        if spec.get("terminationGracePeriodSeconds", 0) < 0:
+            spec["terminationGracePeriodSeconds"] = 1
         obj["status"] = {"phase": "Pending", "qosClass": qos_class(spec)}
         if spec.get("schedulingGates"):
             obj["status"]["conditions"] = [
@@ -115,7 +117,7 @@ class Pod(Kind):
         munged, more = _munged(new_spec, old_spec)
         errors += more
         if munged != old_spec:
-            errors.append(forbidden_field("spec", _UPDATABLE + "\n" + _difference(munged, old_spec)))
+            errors.append(forbidden_field("spec", _UPDATABLE + "\n" + internal.difference("core.v1.PodSpec", munged, old_spec)))
         return errors
 
     def validate_status(self, obj: Object, old: Object) -> list[FieldError]:
@@ -144,14 +146,14 @@ class Pod(Kind):
             if container["name"] not in new:
                 errors.append(forbidden_field("spec.ephemeralContainers", f'existing ephemeral containers "{container["name"]}" may not be removed\n'))
             elif new[container["name"]] != container:
-                errors.append(forbidden_field("spec.ephemeralContainers", f'existing ephemeral containers "{container["name"]}" may not be changed\n' + _difference(container, new[container["name"]])))
+                errors.append(forbidden_field("spec.ephemeralContainers", f'existing ephemeral containers "{container["name"]}" may not be changed\n' + internal.difference("core.v1.EphemeralContainer", container, new[container["name"]])))
         return errors
 
     def validate_resize(self, obj: Object, old: Object) -> list[FieldError]:
         """An update through /resize: nothing but CPU and memory of containers (and the pod) changes, the QoS class stays."""
         errors = _metadata_and_spec(obj)
         if qos_class(obj["spec"]) != ((old.get("status") or {}).get("qosClass") or qos_class(old["spec"])):
-            errors.append(invalid_value("metadata" if False else "spec", qos_class(obj["spec"]), "Pod QOS Class may not change as a result of resizing"))
+            errors.append(invalid_value("spec", qos_class(obj["spec"]), "Pod QOS Class may not change as a result of resizing"))
         munged = dict(obj["spec"])
         for key in ("containers", "initContainers"):
             if len(munged.get(key) or ()) != len(old["spec"].get(key) or ()):
@@ -161,7 +163,7 @@ class Pod(Kind):
         if "resources" in old["spec"]:
             munged["resources"] = old["spec"]["resources"]
         if munged != old["spec"]:
-            errors.append(forbidden_field("spec", "only cpu and memory resources are mutable\n" + _difference(munged, old["spec"])))
+            errors.append(forbidden_field("spec", "only cpu and memory resources are mutable\n" + internal.difference("core.v1.PodSpec", munged, old["spec"])))
         return errors
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
@@ -363,15 +365,6 @@ def _pod_ips(status: Object) -> Errors:
         if len(ips) > 2 or len(set(versions)) != len(ips):
             errors.append(invalid_value("status.podIPs", status["podIPs"], "may specify no more than one IP for each IP family"))
     return errors
-
-
-def _difference(new: Any, old: Any) -> str:
-    """What differs, as a unified diff of pretty JSON with three lines around each change."""
-    import difflib
-    import json
-
-    a, b = (json.dumps(x, indent=1, sort_keys=True).splitlines() for x in (old, new))
-    return "\n".join(list(difflib.unified_diff(a, b, lineterm=""))[2:])
 
 
 KINDS = [Pod]

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 from fastkube.api import quantity
 
 Object = dict[str, Any]
 
-
-def image_is_latest(image: str) -> bool:
-    """Whether an image reference asks for the tag `latest`, by name or for want of a tag and digest."""
-    if "@" in image:
-        name, _, _digest = image.partition("@")
-        return name.rpartition("/")[2].partition(":")[2] == "latest"
-    tag = image.rpartition("/")[2].partition(":")[2]
-    return tag in ("", "latest")
+IMAGES_CACHED_MAX = 4096  # image references whose pull policy is remembered
 
 
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_DOMAIN = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*|\[[a-fA-F0-9:]+\]"
+_REFERENCE = re.compile(
+    rf"(?:(?:{_DOMAIN})(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::(\w[\w.-]{{0,127}}))?(@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{{32,}})?", re.ASCII
+)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=IMAGES_CACHED_MAX)
 def pull_policy(image: str) -> str:
-    return "Always" if image_is_latest(image) else "IfNotPresent"
+    """Always for what is tagged `latest`, by name or for want of a tag and digest; IfNotPresent otherwise, and for what is no reference at all."""
+    m = _REFERENCE.fullmatch(image)
+    if m is None:
+        return "IfNotPresent"
+    tag, digest = m.groups()
+    return "Always" if (tag == "latest" if tag or digest else True) else "IfNotPresent"
 
 
 def pod(obj: Object) -> None:

@@ -315,7 +315,7 @@ def csi_driver_name(name: str, at: str) -> Errors:
     if not name:
         return [required(at)]
     errors = [FieldError("FieldValueTooLong", at, "Too long: may not be more than 63 bytes")] if len(name.encode()) > 63 else []
-    return errors + rule(formats.subdomain, name.lower(), at)
+    return errors + [invalid_value(at, name, m) for m in formats.subdomain(name.lower())]
 
 
 def _csi(source: Object, at: str) -> Errors:

@@ -44,17 +44,15 @@ def pod(meta: Object, spec: Object, old: Object | None, at: str = "spec", templa
     out += _aliases(spec.get("hostAliases") or (), f"{at}.hostAliases")
     for i, volume in enumerate(spec.get("volumes") or ()):
         out += _volume(volume, f"{at}.volumes[{i}]")
+    out += _overlaps(spec.get("volumes") or [])
     grace = spec.get("terminationGracePeriodSeconds")
     for key in ("initContainers", "containers"):
         for i, container in enumerate(spec.get(key) or ()):
             out += _container(container, f"{at}.{key}[{i}]")
-    out += _probe_ports(spec, at)
     if grace is not None and grace < 0:
         out.append(f"{at}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1")
     out += _affinity(spec.get("affinity") or {}, f"{at}.affinity")
-    if spec.get("serviceAccount") and spec.get("serviceAccount") != spec.get("serviceAccountName"):
-        out.append(f"{at}.serviceAccount: deprecated in v1.33; use spec.serviceAccountName instead") if False else None
-    return [w for w in out if w]
+    return out
 
 
 def _selector_labels(selector: Object | None, at: str, absent: str) -> list[str]:
@@ -69,7 +67,7 @@ def _aliases(aliases: Any, at: str) -> list[str]:
     for i, alias in enumerate(aliases):
         ip = alias.get("ip")
         if ip in seen:
-            out.append(f"{at}: duplicate ip \"{ip}\"") if False else out.append(f'{at}[{i}].ip: duplicate ip "{ip}"')
+            out.append(f'{at}[{i}].ip: duplicate ip "{ip}"')
         seen[ip] = i
     return out
 
@@ -90,18 +88,62 @@ def _volume(volume: Object, at: str) -> list[str]:
     for key, text in _VOLUME_WARNINGS.items():
         if volume.get(key) is not None:
             out.append(f"{at}.{key}: {text}")
-    if (volume.get("iscsi") or {}).get("targetPortal") is None:
-        pass
     claim = ((volume.get("ephemeral") or {}).get("volumeClaimTemplate") or {}).get("spec")
     if claim is not None:
         from fastkube.api.kinds.storage import claim_warnings
 
         out += claim_warnings(claim, f"{at}.ephemeral.volumeClaimTemplate.spec")
-    paths: dict[str, str] = {}
-    for source in (volume.get("projected") or {}).get("sources") or ():
-        del source
-    del paths
     return out
+
+
+def _overlaps(volumes: list[Object]) -> list[str]:
+    """Paths inside one volume that hide one another."""
+    out: list[str] = []
+    for volume in volumes:
+        name = volume.get("name")
+        for key, label in (("configMap", "ConfigMap"), ("secret", "Secret"), ("downwardAPI", "DownwardAPI")):
+            taken: list[tuple[str, str]] = []
+            for item in (volume.get(key) or {}).get("items") or ():
+                for other, _ in _collisions(taken, item.get("path") or ""):
+                    out.append(f'volume "{name}" ({label}): overlapping path "{(item.get("path") or "").rstrip("/")}" with "{other}"')
+                taken.append(((item.get("path") or "").rstrip("/"), ""))
+        if volume.get("projected") is not None:
+            out += _projected(name or "", volume["projected"].get("sources") or [])
+    return out
+
+
+def _collisions(taken: list[tuple[str, str]], path: str) -> list[tuple[str, str]]:
+    path = path.rstrip("/")
+    return [(p, s) for p, s in taken if p == path or p.startswith(path + "/") or path.startswith(p + "/")]
+
+
+def _projected(name: str, sources: list[Object]) -> list[str]:
+    out: list[str] = []
+    taken: list[tuple[str, str]] = []
+    for source in sources:
+        if not source:
+            out.append(f'volume "{name}" (Projected) has no sources provided')
+            continue
+        for path, origin in _source_paths(source):
+            path = path.rstrip("/")
+            for other, theirs in _collisions(taken, path):
+                out.append(f'volume "{name}" (Projected): overlapping path "{path}" (from {origin}) with "{other}" (from {theirs})')
+            taken.append((path, origin))
+    return out
+
+
+def _source_paths(source: Object) -> list[tuple[str, str]]:
+    for key, label in (("configMap", "ConfigMap"), ("secret", "Secret")):
+        if source.get(key) is not None:
+            return [(i.get("path") or "", f'{label} "{source[key].get("name", "")}"') for i in source[key].get("items") or ()]
+    if source.get("downwardAPI") is not None:
+        return [(i.get("path") or "", "DownwardAPI") for i in source["downwardAPI"].get("items") or ()]
+    if source.get("serviceAccountToken") is not None:
+        return [(source["serviceAccountToken"].get("path") or "", "ServiceAccountToken")]
+    bundle = source.get("clusterTrustBundle")
+    if bundle is not None:
+        return [(bundle.get("path") or "", f'ClusterTrustBundle "{bundle.get("name") or bundle.get("signerName") or ""}"')]
+    return []
 
 
 def _container(container: Object, at: str) -> list[str]:
@@ -131,10 +173,6 @@ def _ports(ports: Any, at: str) -> list[str]:
         else:
             seen[key] = i
     return out
-
-
-def _probe_ports(spec: Object, at: str) -> list[str]:
-    return []
 
 
 def _affinity(affinity: Object, at: str) -> list[str]:

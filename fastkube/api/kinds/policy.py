@@ -19,10 +19,6 @@ class PodDisruptionBudget(Kind):
     def default(self, obj: Object) -> None:
         obj.setdefault("spec", {})
 
-    def prepare_create(self, obj: Object) -> None:
-        super().prepare_create(obj)
-        obj["status"] = {"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0}
-
     def validate_create(self, obj: Object) -> list[FieldError]:
         return self._spec(obj["spec"])
 

@@ -105,9 +105,6 @@ class ResourceClaim(Kind):
     def default(self, obj: Object) -> None:
         _default_devices(obj.setdefault("spec", {"devices": {}}))
 
-    def prepare_create(self, obj: Object) -> None:
-        obj["status"] = {}
-
     def validate_create(self, obj: Object) -> list[FieldError]:
         return claim(obj["spec"], "spec")
 

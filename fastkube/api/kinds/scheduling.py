@@ -19,6 +19,9 @@ class PriorityClass(Kind):
         if obj.get("preemptionPolicy") is None:
             obj["preemptionPolicy"] = "PreemptLowerPriority"
 
+    def prepare_update(self, obj: Object, old: Object) -> None:
+        """Its generation never moves."""
+
     def validate_create(self, obj: Object) -> list[FieldError]:
         errors: Errors = []
         name, value = obj["metadata"].get("name") or "", obj.get("value", 0)

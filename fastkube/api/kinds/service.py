@@ -125,8 +125,6 @@ class Service(Kind):
                 out.append("spec.externalIPs is ignored when spec.clusterIP is \"None\"")
             if spec.get("sessionAffinity") not in (None, "None"):
                 out.append("spec.SessionAffinity is ignored for headless services")
-        if spec.get("externalIPs") and not is_headless(spec):
-            out.append("spec.externalIPs is deprecated") if False else None
         return out
 
     def fields(self, obj: Object) -> dict[str, str]:
@@ -158,7 +156,8 @@ def _keep_allocated(new: Object, old: Object) -> None:
     if new["type"] in ("ClusterIP", "NodePort", "LoadBalancer") and old.get("type") in ("ClusterIP", "NodePort", "LoadBalancer"):
         if not new.get("clusterIP") and not new.get("clusterIPs") and old.get("clusterIP"):
             new["clusterIP"] = old["clusterIP"]
-            new["clusterIPs"] = list(old.get("clusterIPs") or [])
+        if not new.get("clusterIPs") and old.get("clusterIPs") and new.get("clusterIP") == old.get("clusterIP"):
+            new["clusterIPs"] = list(old["clusterIPs"])
     if new["type"] in ("NodePort", "LoadBalancer") and old.get("type") in ("NodePort", "LoadBalancer"):
         taken = {p["nodePort"] for p in new.get("ports") or () if p.get("nodePort")}
         before = {(p.get("protocol"), p.get("port")): p.get("nodePort", 0) for p in old.get("ports") or ()}
@@ -247,7 +246,7 @@ def _service(obj: Object) -> Errors:
     names: set[str] = set()
     for i, port in enumerate(ports):
         errors += _port(port, len(ports) > 1, headless, names, f"spec.ports[{i}]")
-    errors += validate_labels(spec.get("selector"), "spec.selector") if not spec.get("selector") else _labels_at(spec["selector"], "spec.selector")
+    errors += validate_labels(spec.get("selector"), "spec.selector")
     errors += enum(spec.get("sessionAffinity"), "spec.sessionAffinity", ("ClientIP", "None"))
     if spec.get("sessionAffinity") == "ClientIP":
         errors += _affinity(spec.get("sessionAffinityConfig"))
@@ -273,10 +272,6 @@ def _service(obj: Object) -> Errors:
         if kind != "LoadBalancer":
             errors.append(forbidden_field("spec.loadBalancerClass", "may only be used when `type` is 'LoadBalancer'"))
     return errors + _traffic(spec)
-
-
-def _labels_at(labels: Object, at: str) -> Errors:
-    return validate_labels(labels, at)
 
 
 def _external_name(spec: Object) -> Errors:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastkube.api import formats, quantity
+from fastkube.api import formats, internal, quantity
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from fastkube.api.kinds.base import Kind, Object
 from fastkube.api.kinds.common import Errors, immutable, label_selector, positive_quantity, rule
@@ -43,8 +41,6 @@ class PersistentVolume(Kind):
         volume_sources(spec)
         if spec.get("hostPath") is not None and spec["hostPath"].get("type") is None:
             spec["hostPath"]["type"] = ""
-        if spec.get("claimRef") and False:
-            spec.pop("claimRef")
 
     def prepare_create(self, obj: Object) -> None:
         obj["status"] = {"phase": "Pending", "lastPhaseTransitionTime": clock.rfc3339()}
@@ -71,7 +67,7 @@ class PersistentVolume(Kind):
         if (before.get("csi") or {}).get("controllerExpandSecretRef") is None and "csi" in sources and "csi" in were:
             sources = {**sources, "csi": {k: v for k, v in sources["csi"].items() if k != "controllerExpandSecretRef"}}
         if sources != were:
-            errors.append(forbidden_field("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation\n" + _difference(sources, were)))
+            errors.append(forbidden_field("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation\n" + _source_difference(sources, were)))
         errors += immutable(new.get("volumeMode"), before.get("volumeMode"), "volumeMode")
         if before.get("nodeAffinity") is not None:
             errors += immutable(new.get("nodeAffinity"), before["nodeAffinity"], "nodeAffinity", "field is immutable, except for updating from beta label to GA")
@@ -260,7 +256,7 @@ class PersistentVolumeClaim(Kind):
         size, was = (((s["spec"].get("resources") or {}).get("requests") or {}).get("storage", "0") for s in (obj, old))
         if new != before:
             text = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n"
-            errors.append(forbidden_field("spec", text + _difference(new, before)))
+            errors.append(forbidden_field("spec", text + internal.difference("core.v1.PersistentVolumeClaimSpec", new, before)))
         if quantity.compare(size, was) < 0:
             held = ((old.get("status") or {}).get("capacity") or {}).get("storage")
             if held is None or quantity.compare(size, held) <= 0:
@@ -336,9 +332,7 @@ def claim_spec(spec: Object, at: str) -> Errors:
     source, ref = spec.get("dataSource"), spec.get("dataSourceRef")
     if source is not None and ref is not None:
         if ref.get("namespace"):
-            errors.append(invalid_value(at, spec.get("dataSourceRef"), "may not be specified when dataSourceRef.namespace is specified")) if False else errors.append(
-                invalid_value(f"{at}.dataSource", source, "may not be specified when dataSourceRef.namespace is specified")
-            )
+            errors.append(invalid_value(f"{at}.dataSource", source, "may not be specified when dataSourceRef.namespace is specified"))
         elif any(source.get(k) != ref.get(k) for k in ("apiGroup", "kind", "name")):
             errors.append(invalid_value(at, source, "must match dataSourceRef"))
     if spec.get("volumeAttributesClassName"):
@@ -356,10 +350,8 @@ def claim_warnings(spec: Object, at: str) -> list[str]:
     return out
 
 
-def _difference(new: Any, old: Any) -> str:
-    from fastkube.api.kinds.pod import _difference as difference
-
-    return difference(new, old)
+def _source_difference(new: Object, old: Object) -> str:
+    return internal.difference("core.v1.PersistentVolumeSpec", new, old, only=frozenset(_SOURCES))
 
 
 KINDS = [PersistentVolume, PersistentVolumeClaim]

@@ -118,9 +118,6 @@ class VolumeAttachment(Kind):
             if inline.get("volumeMode") is None:
                 inline["volumeMode"] = "Filesystem"
 
-    def prepare_create(self, obj: Object) -> None:
-        obj["status"] = {"attached": False}
-
     def validate_create(self, obj: Object) -> list[FieldError]:
         spec = obj["spec"]
         errors = _attacher(spec.get("attacher") or "", "spec.attacher") + self._source(spec.get("source") or {}, "spec.source")

@@ -70,10 +70,6 @@ class ReplicationController(Kind):
         if spec.get("replicas") is None:
             spec["replicas"] = 1
 
-    def prepare_create(self, obj: Object) -> None:
-        super().prepare_create(obj)
-        obj["status"] = {"replicas": 0}
-
     def validate_create(self, obj: Object) -> list[FieldError]:
         return self._spec(obj["spec"])
 
@@ -89,8 +85,8 @@ class ReplicationController(Kind):
         template = spec.get("template")
         if template is None:
             return [*errors, required("spec.template")]
-        labels = (template.get("metadata") or {}).get("labels") or {}
-        if selector and any(labels.get(k) != v for k, v in selector.items()):
+        labels = (template.get("metadata") or {}).get("labels")
+        if selector and any((labels or {}).get(k) != v for k, v in selector.items()):
             errors.append(invalid_value("spec.template.metadata.labels", labels, "`selector` does not match template `labels`"))
         return errors + template_for(template, "spec.template", "ReplicationController")
 
