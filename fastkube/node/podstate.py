@@ -20,6 +20,7 @@ from fastkube.node.model import Backoff, Container, Memory, Object, RuntimePod, 
 
 BACKOFF_SECONDS_MIN = 10.0
 BACKOFF_SECONDS_MAX = 300.0
+EXIT_CODE_LOST = 137  # what a run that the runtime lost is taken to have ended with
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,7 @@ class _Planner:
         self.out.actions.append(KillContainer(run, "unknown", f"Container {container['name']} is in unknown state"))
         if run.phase == "created":
             self.out.actions.append(RemoveContainer(run))
-        if run.phase == "created" or podspec.container_restarts(self.pod, container, 137):
+        if run.phase == "created" or podspec.container_restarts(self.pod, container, EXIT_CODE_LOST):
             self._start(container, run.attempt + 1)
 
     def _restart(self, container: Object, run: Container) -> None:

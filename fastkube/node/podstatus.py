@@ -11,7 +11,7 @@ from typing import Any
 
 from fastkube.node import podspec
 from fastkube.node.model import Container, Memory, Object, RuntimePod
-from fastkube.node.podstate import is_ready, is_started
+from fastkube.node.podstate import EXIT_CODE_LOST, is_ready, is_started
 from fastkube.runtime import clock
 
 TERMINAL = ("Succeeded", "Failed")
@@ -134,7 +134,7 @@ def _never_ran(pod: Object, container: Object, memory: Memory, old: Object, out:
         return
     if state.get("running"):
         lost = {
-            "exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None,
+            "exitCode": EXIT_CODE_LOST, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None,
             "message": "The container could not be located when the pod was terminated" if memory.termination or memory.finished
             else "The container could not be located when the pod was deleted.  The container used to be Running",
         }  # fmt: skip
@@ -190,10 +190,9 @@ def _waiting(reason: str, message: str) -> Object:
 
 def _terminated(run: Container) -> Object:
     if run.phase == "unknown":
-        reason = "ContainerStatusUnknown"
+        out: Object = {"exitCode": EXIT_CODE_LOST, "reason": "ContainerStatusUnknown"}
     else:
-        reason = run.reason or ("Completed" if run.exit_code == 0 else "Error")
-    out: Object = {"exitCode": run.exit_code, "reason": reason}
+        out = {"exitCode": run.exit_code, "reason": run.reason or ("Completed" if run.exit_code == 0 else "Error")}
     if run.message:
         out["message"] = run.message
     out |= {"startedAt": _time(run.started_at), "finishedAt": _time(run.finished_at), "containerID": f"containerd://{run.id}"}
