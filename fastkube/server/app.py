@@ -17,7 +17,7 @@ import orjson
 from fastkube import _version
 from fastkube.api.errors import ApiError
 from fastkube.api.resources import Resource
-from fastkube.http.message import Answer, Request, Response
+from fastkube.http.message import Answer, Request, Response, render_headers
 from fastkube.http.server import Server
 from fastkube.http.tls import server_context
 from fastkube.runtime import clock, logs
@@ -162,6 +162,9 @@ class ApiServer:
         self.admission.start(self.supervisor)
         self.subresources = subresources.Subresources(self)
         self._pipeline = Pipeline(self.served, authenticator, authorizer, self._dispatch, self.metrics)
+        for resource in self.served.all():
+            if not resource.custom and (text := self.endpoint(resource).rules.deprecated):
+                self._pipeline.deprecations[resource] = render_headers(write.warning_headers([text]))
         self._add_paths()
         self.health.checks["etcd"] = lambda: ""
         self.health.ready_only["poststarthook/bootstrap"] = lambda: "" if self._ready else "not finished"

@@ -15,11 +15,12 @@ import orjson
 
 from fastkube.api import errors
 from fastkube.api.errors import ApiError
+from fastkube.api.resources import Resource
 from fastkube.http.message import Answer, Request, Response, Upgrade
 from fastkube.runtime import clock, entropy, logs
 from fastkube.server import authz, routing
 from fastkube.server.authn import impersonation
-from fastkube.server.handlers.negotiation import JSON, error_form, render
+from fastkube.server.handlers.negotiation import JSON, PLAIN, error_form, render
 from fastkube.server.metrics import Metrics
 from fastkube.server.request import RequestInfo
 
@@ -38,6 +39,7 @@ class Pipeline:
         self._authorizer = authorizer
         self._dispatch = dispatch
         self._metrics = metrics
+        self.deprecations: dict[Resource, bytes] = {}  # rendered Warning headers of every answer about a resource
         self._audit_prefix = entropy.uid()[:24].encode()
         self._audit_count = entropy.generator().getrandbits(40)
 
@@ -80,13 +82,15 @@ class Pipeline:
                 audit = b"Audit-Id: %b\r\n" % _printable(given[:64])
             if not answer.headers or not any(name == "Cache-Control" for name, _ in answer.headers):
                 audit += b"Cache-Control: no-cache, private\r\n"
+            info = request.info
+            if info is not None and info.spec in self.deprecations:
+                audit += self.deprecations[info.spec]
             code = answer.status
             answer = Response(code, answer.body, answer.content_type, answer.headers, audit)  # the handler may have kept its own
         else:
             code = 101
-        info: RequestInfo | None = request.info
-        if info is not None:
-            self._count(info, code, clock.monotonic() - started)
+        if request.info is not None:
+            self._count(request.info, code, clock.monotonic() - started)
         return answer
 
     def _count(self, info: RequestInfo, code: int, seconds: float) -> None:
@@ -111,9 +115,12 @@ class Pipeline:
 
     def status(self, request: Request | None, error: ApiError) -> Response:
         """The Status of a failure, as an answer."""
-        form = error_form(request)
-        body = orjson.dumps(error.status()) + b"\n" if form.media == JSON and not form.pretty else render(error.status(), form)
-        return Response(error.code, body, form.media, error.headers)
+        form, status = error_form(request), error.status()
+        try:
+            body = render(status, form)
+        except Exception:  # a form that cannot carry the text: JSON can
+            form, body = PLAIN, orjson.dumps(status)
+        return Response(error.code, body + b"\n" * (form.media == JSON), form.media, error.headers)
 
     def on_error(self, request: Request | None, status: int, message: str, error: BaseException | None) -> Response:
         """What the HTTP server could not make a request of, or could not finish (fastkube.http.server.ErrorAnswer)."""
