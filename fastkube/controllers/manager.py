@@ -45,6 +45,8 @@ CONTROLLERS: dict[str, Callable[[], type[Controller]]] = {
     "replicationcontroller-controller": _load("replicaset", "ReplicationControllerController"),
     "daemonset-controller": _load("daemonset", "DaemonSetController"),
     "statefulset-controller": _load("statefulset", "StatefulSetController"),
+    "job-controller": _load("job", "JobController"),
+    "cronjob-controller": _load("cronjob", "CronJobController"),
     "endpoints-controller": _load("endpoints", "EndpointsController"),
     "endpointslice-controller": _load("endpointslice", "EndpointSliceController"),
     "namespace-controller": _load("namespace", "NamespaceController"),

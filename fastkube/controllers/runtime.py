@@ -109,7 +109,7 @@ class Controller:
         self.reconciled = 0
         self.failed = 0
         self._informers: list[Informer] = []
-        self._written: dict[str, int] = {}
+        self._written: dict[str, int] = {}  # uid -> version
         self.setup()
 
     # --- for subclasses ---
@@ -140,11 +140,11 @@ class Controller:
 
     def wrote(self, answer: Object) -> None:
         """Remember the version that a write of ours made, so that `behind` can tell an informer that has not seen it."""
-        self._written[key_of(answer)] = version(answer)
+        self._written[answer["metadata"]["uid"]] = version(answer)
 
     def behind(self, obj: Object) -> bool:
         """The informer's `obj` is older than what we wrote: its event is on the way and will enqueue the key; acting now would act twice."""
-        key = key_of(obj)
+        key = obj["metadata"]["uid"]
         written = self._written.get(key)
         if written is None:
             return False
