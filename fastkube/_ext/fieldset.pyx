@@ -174,10 +174,17 @@ cdef dict items_of(Node node, list value, bint strict):
     return out
 
 
-def of(dict obj not None, Node node, bint strict=True):
-    """The set of fields that `obj`, a configuration to apply, holds. ValueError for a list map whose items lack their keys or, when `strict`, share them."""
-    cdef dict out = fields_of(node, obj, ROOT_UNOWNED | {"metadata"}, strict)
-    cdef dict fields = None if node is None else node.properties
+def of(dict obj not None, Node node, bint strict=True, bint owned=True):
+    """The set of fields that `obj`, a configuration to apply, holds. `owned`: without those that nobody owns (apiVersion, names, uid ...).
+
+    ValueError for a list map whose items lack their keys or, when `strict`, share them.
+    """
+    cdef dict out
+    cdef dict fields
+    if not owned:
+        return fields_of(node, obj, None, strict)
+    out = fields_of(node, obj, ROOT_UNOWNED | {"metadata"}, strict)
+    fields = None if node is None else node.properties
     meta = obj.get("metadata")
     if isinstance(meta, dict):
         inner = fields_of(child_of(node, fields, "metadata"), <dict>meta, METADATA_UNOWNED, strict)

@@ -63,7 +63,7 @@ def apply(
     managers[me] = Owned(fields, api_version, last.time if last else "")
     merged = _merge_fields(live, applied, schema)
     if last and last.fields:
-        merged = _prune(merged, managers, last, schema)
+        merged = _prune(merged, applied, managers, last, schema)
     changed, removed = fieldset.compare(live, merged, schema)
     if ignore:
         changed, removed = fieldset.recursive_difference(changed, ignore), fieldset.recursive_difference(removed, ignore)
@@ -243,18 +243,19 @@ def _merge_items(live: list[Any], applied: list[Any], node: Node) -> list[Any]:
 # Pruning.
 
 
-def _prune(merged: Object, managers: Managers, last: Owned, schema: Node | None) -> Object:
+def _prune(merged: Object, config: Object, managers: Managers, last: Owned, schema: Node | None) -> Object:
     """`merged` without what this applier held at its last apply and nobody applies now."""
-    held = _with_structs(last.fields, schema)
-    applied: Set = {}
+
+    def everything(obj: Object) -> Set:
+        return _with_structs(fieldset.of(obj, schema, False, False), schema)
+
+    held, whole, applied = _with_structs(last.fields, schema), everything(merged), everything(config)
     for who, owned in managers.items():
         if who.operation == "Apply":
-            applied = fieldset.union(applied, owned.fields)
-    whole = _with_structs(fieldset.of(merged, schema, False), schema)
-    bare = _with_structs(fieldset.of(_without(merged, held, schema), schema, False), schema)
-    kept = _without(merged, fieldset.difference(whole, fieldset.union(bare, _with_structs(applied, schema))), schema)
-    gone = fieldset.difference(whole, _with_structs(fieldset.of(kept, schema, False), schema))
-    return _without(merged, fieldset.intersection(gone, held), schema)
+            applied = fieldset.union(applied, _with_structs(owned.fields, schema))
+    bare = everything(_without(merged, held, schema))
+    kept = everything(_without(merged, fieldset.difference(whole, fieldset.union(bare, applied)), schema, applied))
+    return _without(merged, fieldset.intersection(fieldset.difference(whole, kept), held), schema, applied)
 
 
 def _with_structs(fields: Set, node: Node | None) -> Set:
@@ -275,8 +276,9 @@ def _with_structs(fields: Set, node: Node | None) -> Set:
     return out
 
 
-def _without(value: Any, fields: Set, node: Node | None) -> Any:
-    """`value` without the members of `fields`; an object or list that loses all it had goes with them."""
+def _without(value: Any, fields: Set, node: Node | None, applied: Set | None = None) -> Any:
+    """`value` without the members of `fields`; an object that loses all it had goes too, unless it is a member of `applied`."""
+    applied = applied or {}
     if isinstance(value, dict):
         out = {}
         for key, item in value.items():
@@ -284,17 +286,19 @@ def _without(value: Any, fields: Set, node: Node | None) -> Any:
             if inner is None:
                 out[key] = item
             elif inner and "." not in inner:
-                rest = _without(item, inner, _child(node, key))
-                if rest or not item:
+                still = applied.get("f:" + key)
+                rest = _without(item, inner, _child(node, key), still)
+                if rest or not item or (still is not None and (not still or "." in still)):
                     out[key] = rest
         return out
     if isinstance(value, list) and node is not None and fieldset.form(node, value) != "leaf":
         items = []
         for item in value:
-            inner = fields.get(fieldset.element(node, item))
+            name = fieldset.element(node, item)
+            inner = fields.get(name)
             if inner is None:
                 items.append(item)
             elif inner and "." not in inner:
-                items.append(_without(item, inner, node.items))
+                items.append(_without(item, inner, node.items, applied.get(name)))
         return items
     return value

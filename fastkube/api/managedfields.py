@@ -258,6 +258,22 @@ def validate_manager(name: str, path: str = "fieldManager") -> list[FieldError]:
     return []
 
 
+def keep_times(old: Object, new: Object) -> None:
+    """When `new` differs from `old` in nothing but the times of its managedFields, give it the old ones: such a write is none. Both decoded and defaulted."""
+    before, after = old.get("metadata", {}).get("managedFields") or [], new.get("metadata", {}).get("managedFields") or []
+    if before == after or len(before) != len(after) or {**old, "metadata": None} != {**new, "metadata": None}:
+        return
+
+    def timeless(entries: list[Object]) -> list[Object]:
+        return sorted(
+            ({k: v for k, v in e.items() if k != "time"} for e in entries),
+            key=lambda e: (e.get("manager", ""), e.get("operation", ""), e.get("subresource", "")),
+        )
+
+    if {**old["metadata"], "managedFields": timeless(before)} == {**new["metadata"], "managedFields": timeless(after)}:
+        new["metadata"]["managedFields"] = before
+
+
 # Conflicts.
 
 

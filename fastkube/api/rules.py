@@ -12,11 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cel_expr_python import cel
-from cel_expr_python.ext import ext_bindings, ext_encoders, ext_math, ext_optional, ext_strings
-
 from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, required
-from fastkube.api.rulelib import FUNCTIONS
 
 Schema = dict[str, Any]
 MESSAGE_BYTES_MAX = 5 * 1024
@@ -34,9 +30,14 @@ _env: Any = None
 
 
 def env() -> Any:
-    """The CEL environment that all rules share."""
+    """The CEL environment that all rules share. CEL is loaded with the first rule: it takes 20 MB, and most clusters have none."""
     global _env
     if _env is None:
+        from cel_expr_python import cel
+        from cel_expr_python.ext import ext_bindings, ext_encoders, ext_math, ext_optional, ext_strings
+
+        from fastkube.api.rulelib import FUNCTIONS
+
         extensions = [
             ext_bindings.ExtBindings(),
             ext_strings.ExtStrings(),
@@ -66,8 +67,7 @@ def problem(text: str, schema: Schema, wanted: str = "bool") -> str:
         program = compile_rule(text)
     except CompileError as e:
         return str(e).removeprefix("INVALID_ARGUMENT: ").removesuffix(" [INVALID_ARGUMENT]")
-    got = program.return_type()
-    if got != {"bool": cel.Type.BOOL, "string": cel.Type.STRING}[wanted] and got != cel.Type.DYN:
+    if program.return_type().name().lower() not in (wanted, "dyn"):
         return f"must evaluate to a {wanted}"
     if (m := _UNKNOWN_FIELD.match(text.strip())) and schema.get("type") == "object" and not schema.get("x-kubernetes-preserve-unknown-fields"):
         known = {escaped(p) for p in schema.get("properties") or ()} | {"metadata", "apiVersion", "kind"}

@@ -201,8 +201,10 @@ def _applier(endpoint: Endpoint, call: Call, body: bytes, force: bool) -> Callab
         if old is None:
             obj.setdefault("metadata", {}).setdefault("name", call.name)
         meta.check_name(obj, call.name)
-        obj = orjson.loads(orjson.dumps(obj))
-        return endpoint.reread(obj, "Ignore")[0]
+        obj, _ = endpoint.reread(orjson.loads(orjson.dumps(obj)), "Ignore")
+        if old is not None:
+            managedfields.keep_times(old, obj)
+        return obj
 
     return make
 
