@@ -18,6 +18,8 @@ CPU_PERIOD_MICROSECONDS = 100_000
 CPU_QUOTA_MICROSECONDS_MIN = 1000
 CPU_SHARES_MIN, CPU_SHARES_MAX = 2, 262_144
 
+MOUNT = Path("/sys/fs/cgroup")
+
 log = logs.get("cgroups")
 
 Object = dict[str, Any]
@@ -41,7 +43,7 @@ def cpu_weight(shares: int) -> int:
 class Cgroups:
     """The pods' cgroups below `root` ("/": the hierarchy's top)."""
 
-    def __init__(self, root: str = "/", mount: Path = Path("/sys/fs/cgroup"), pids_max: int = 0) -> None:
+    def __init__(self, root: str = "/", mount: Path = MOUNT, pids_max: int = 0) -> None:
         self.root = "/" + root.strip("/")
         self.mount = mount
         self.pids_max = pids_max
@@ -115,18 +117,25 @@ class Cgroups:
 
     def remove(self, uid: str) -> None:
         """Remove the pod's cgroups (its processes are gone), wherever its class put them."""
-        bases = [self.mount] if self.v2 else [p for p in self.mount.iterdir() if p.is_dir() and not p.is_symlink()]
-        for base in bases:
-            for middle in ("", "burstable/", "besteffort/"):
-                _remove_tree(base / f"{self.root.strip('/')}/kubepods/{middle}pod{uid}".lstrip("/"))
+        for middle in ("", "burstable/", "besteffort/"):
+            remove(f"{self.root.rstrip('/')}/kubepods/{middle}pod{uid}", self.mount)
 
-    def remove_all(self) -> None:
-        """Remove everything below our own root (never the hierarchy's top)."""
-        bases = [self.mount] if self.v2 else [p for p in self.mount.iterdir() if p.is_dir() and not p.is_symlink()]
-        for base in bases:
-            _remove_tree(base / f"{self.root.strip('/')}/kubepods".lstrip("/"))
-            if self.root != "/":
-                _remove_tree(base / self.root.strip("/"))
+
+def remove(path: str, mount: Path = MOUNT) -> None:
+    """Remove the cgroup `path` with what is below it from every hierarchy, and the cgroups above it that are empty then."""
+    v2 = (mount / "cgroup.controllers").exists()
+    for base in [mount] if v2 else [p for p in mount.iterdir() if p.is_dir() and not p.is_symlink()]:
+        at = base / path.strip("/")
+        if not at.is_dir():
+            continue
+        _remove_tree(at)
+        for above in at.parents:
+            if above == base:
+                break
+            try:
+                above.rmdir()
+            except OSError:  # somebody else's pods are in it
+                break
 
 
 def _remove_tree(directory: Path) -> None:

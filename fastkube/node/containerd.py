@@ -15,7 +15,9 @@ import shutil
 import signal
 from pathlib import Path
 
-from fastkube.node import images, mounts
+import orjson
+
+from fastkube.node import cgroups, images, mounts
 from fastkube.node.cri import Cri, CriError
 from fastkube.runtime import clock, config, logs
 
@@ -190,8 +192,12 @@ config_path = "{self.directory}/certs.d"
     @staticmethod
     async def _remove_pod(cri: Cri, id: str) -> None:
         try:
+            info = (await cri.sandbox_status(id, verbose=True)).info.get("info", "{}")
             await cri.stop_sandbox(id)
             await cri.remove_sandbox(id)
+            parent = (orjson.loads(info).get("config", {}).get("linux") or {}).get("cgroup_parent")
+            if parent:
+                cgroups.remove(parent)
         except CriError as e:
             log.warning("pod could not be removed", sandbox=id, error=str(e))
 

@@ -17,7 +17,7 @@ from typing import Any
 from fastkube.api.errors import ApiError
 from fastkube.client import kubeconfig
 from fastkube.client.rest import Client
-from fastkube.node import images
+from fastkube.node import images, mounts
 from fastkube.node.agent import Agent
 from fastkube.node.config import NodeConfig
 from fastkube.node.containerd import Containerd
@@ -213,15 +213,12 @@ async def new_world(directory: Path) -> AsyncIterator[World]:
         if agent is not None:
             await world.stop_agent()
         await containerd.remove_all()
-        if agent is not None:
-            agent.cgroups.remove_all()
-            if agent.network is not None:
-                await agent.network.remove()
+        if agent is not None and agent.network is not None:
+            await agent.network.remove()
         await client.close()
         await server.close()
-        from fastkube.node import mounts
-
-        mounts.unmount_below(directory)
+        assert not mounts.points_below(directory)
+        assert not [p for p in Path("/sys/fs/cgroup").glob(f"*{node.cgroup_root}*")]
         shutil.rmtree(directory, ignore_errors=True)
 
 
