@@ -31,7 +31,7 @@ def admit(
     if refused:
         return refused
     others = list(others)
-    refused = _fits(pod, others, allocatable, pods_max)
+    refused = fits(pod, others, allocatable, pods_max)
     if refused:
         return refused
     if node is not None:
@@ -46,7 +46,8 @@ def admit(
     return None
 
 
-def _fits(pod: Object, others: list[Object], allocatable: Mapping[str, float], pods_max: int) -> tuple[str, str] | None:
+def fits(pod: Object, others: list[Object], allocatable: Mapping[str, float], pods_max: int) -> tuple[str, str] | None:
+    """Room for the pod beside `others`; else (OutOfRESOURCE, message)."""
     if podspec.is_critical(pod) and podspec.is_static(pod):
         return None
     text = "Node didn't have enough resource: {}, requested: {}, used: {}, capacity: {}"

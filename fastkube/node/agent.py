@@ -94,7 +94,7 @@ class Agent:
             self.registration = Registration(config, client, self.cri, self.machine, self.node_informer, self.conditions)
         self._parts = Parts(
             self.cri, self.view, self.starter, self.killer, self.volumes, self.cgroups, self.actions, self.statuses, self.supervisor, self.objects, self.tokens,
-            self.event, lambda: config.node_ips, config.logs_dir, lambda: self._network_problem, config.restart_backoff_seconds_max,
+            self.event, lambda: config.node_ips, config.logs_dir, lambda: self._network_problem, self._no_room, config.restart_backoff_seconds_max,
         )  # fmt: skip
 
     def _settings(self) -> Settings:
@@ -276,6 +276,15 @@ class Agent:
             if refused is not None:
                 worker.reject(*refused)
         self.supervisor.once(f"pod {podspec.key_of(pod)}", self._run_worker(worker))
+
+    def _no_room(self, pod: Object) -> tuple[str, str] | None:
+        """Why a resized pod does not fit: never (Infeasible) or not now (Deferred)."""
+        allocatable = self.allocatable()
+        for reason, others in (("Infeasible", []), ("Deferred", self._active(podspec.uid_of(pod)))):
+            refused = admission.fits(pod, others, allocatable, self.config.max_pods)
+            if refused is not None:
+                return reason, refused[1]
+        return None
 
     def _active(self, but: str) -> list[Object]:
         """The pods that take room on the node."""

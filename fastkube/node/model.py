@@ -148,7 +148,7 @@ class Memory:
     hooked: dict[str, bool] = field(default_factory=dict)  # container id -> whether postStart is done (absent: there is none)
     termination: Termination | None = None
     rejected: bool = False  # by admission: nothing of it was ever started
-    resize: Object | None = None
-    allocated: Object | None = None  # resources by container name that this node granted
+    applied: dict[str, Object] = field(default_factory=dict)  # container id -> the resources it runs with
+    resize: tuple[str, str] | None = None  # (reason, message) why a resize waits: Infeasible, Deferred
     finished: bool = False  # everything of it has ended for good
     start_time: float = 0.0

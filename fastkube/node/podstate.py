@@ -48,13 +48,20 @@ class StartContainer:
 
 
 @dataclass(frozen=True, slots=True)
+class ResizeContainer:
+    """Give a running container the resources of its spec."""
+
+    container: Container
+
+
+@dataclass(frozen=True, slots=True)
 class KillPod:
     """Stop what runs of the pod. `finished`: for good; else a new sandbox follows."""
 
     finished: bool
 
 
-Action = KillContainer | RemoveContainer | CreateSandbox | StartContainer | KillPod
+Action = KillContainer | RemoveContainer | CreateSandbox | StartContainer | ResizeContainer | KillPod
 
 
 @dataclass(slots=True)
@@ -205,13 +212,18 @@ class _Planner:
             self.out.actions.append(KillPod(finished=True))
 
     def _kill_if_wrong(self, container: Object, run: Container) -> bool:
-        """Kill a running container that failed a probe or whose definition changed, and start it anew if its policy allows."""
+        """Kill a running container that failed a probe or whose definition changed, and start it anew if its policy allows; resize it if only that is wanted."""
         name = container["name"]
         if run.hash and run.hash != podspec.container_hash(container):
             reason, message, again = "changed", f"Container {name} definition changed", True
         elif run.id in self.memory.unhealthy:
             reason, message = "unhealthy", self.memory.unhealthy[run.id]
             again = podspec.container_restarts(self.pod, container, 1)
+        elif self.memory.resize is None and (changed := resized(container, run, self.memory)):
+            if not _resize_restarts(container, changed):
+                self.out.actions.append(ResizeContainer(run))
+                return False
+            reason, message, again = "resize", f"Container {name} resize requires restart", True
         else:
             return False
         self.out.actions.append(KillContainer(run, reason, message + ", will be restarted" if again else message))
@@ -262,6 +274,30 @@ class _Planner:
         if backoff is None or finished_at - backoff.since > 2 * self.backoff_max:
             return Backoff(min(BACKOFF_SECONDS_MIN, self.backoff_max), self.now)
         return Backoff(min(backoff.seconds * 2, self.backoff_max), self.now)
+
+
+def resized(container: Object, run: Container, memory: Memory) -> set[str]:
+    """Which of cpu and memory the spec wants otherwise than the running container has them."""
+    applied = memory.applied.get(run.id)
+    if applied is None or not run.running:
+        return set()
+    wanted = container.get("resources") or {}
+    return {
+        resource
+        for resource in ("cpu", "memory")
+        if any(_amount(wanted, what, resource) != _amount(applied, what, resource) for what in ("requests", "limits"))
+    }
+
+
+def _amount(resources: Object, what: str, resource: str) -> float | None:
+    value = (resources.get(what) or {}).get(resource)
+    return None if value is None else podspec.amount(value)
+
+
+def _resize_restarts(container: Object, changed: set[str]) -> bool:
+    """Whether the container's resizePolicy asks for a restart when one of `changed` does."""
+    policies = {p["resourceName"]: p.get("restartPolicy") for p in container.get("resizePolicy") or ()}
+    return any(policies.get(resource) == "RestartContainer" for resource in changed)
 
 
 def is_started(container: Object, run: Container, memory: Memory) -> bool:

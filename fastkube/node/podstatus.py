@@ -11,10 +11,11 @@ from typing import Any
 
 from fastkube.node import podspec
 from fastkube.node.model import Container, Memory, Object, RuntimePod
-from fastkube.node.podstate import EXIT_CODE_LOST, is_ready, is_started
+from fastkube.node.podstate import EXIT_CODE_LOST, is_ready, is_started, resized
 from fastkube.runtime import clock
 
 TERMINAL = ("Succeeded", "Failed")
+RESIZE_PENDING, RESIZE_IN_PROGRESS = "PodResizePending", "PodResizeInProgress"
 
 
 def status(pod: Object, runtime: RuntimePod, memory: Memory, now: float, host_ips: Sequence[str]) -> Object:
@@ -48,7 +49,7 @@ def status(pod: Object, runtime: RuntimePod, memory: Memory, now: float, host_ip
     if ephemeral:
         out["ephemeralContainerStatuses"] = ephemeral
     out["qosClass"] = podspec.qos_class(pod)
-    for key in ("nominatedNodeName", "resize", "resourceClaimStatuses"):
+    for key in ("nominatedNodeName", "resourceClaimStatuses"):
         if key in previous:
             out[key] = previous[key]
     return out
@@ -104,10 +105,12 @@ def _container(pod: Object, container: Object, runtime: RuntimePod, memory: Memo
     if where == "initContainerStatuses" and not podspec.is_sidecar(container):
         out["ready"] = (out["state"].get("terminated") or {}).get("exitCode") == 0
         out["started"] = False
-    if container.get("resources") and out["state"].get("running"):
-        out["resources"] = container["resources"]
-        if container["resources"].get("requests"):
-            out["allocatedResources"] = container["resources"]["requests"]
+    if run is not None and run.running:
+        resources = memory.applied.get(run.id, container.get("resources")) or {}
+        if resources:
+            out["resources"] = resources
+        if resources.get("requests"):
+            out["allocatedResources"] = resources["requests"]
     mounts = [_mount_status(m) for m in container.get("volumeMounts") or ()]
     if mounts:
         out["volumeMounts"] = mounts
@@ -290,8 +293,20 @@ def _conditions(
     if memory.termination and memory.termination.condition:
         extra = memory.termination.condition
         out.insert(0, _condition(extra["type"], (extra["status"], extra["reason"], extra["message"]), known.get(extra["type"]), generation, now))
-    present = {c["type"] for c in out}
+    for kind, value in _resize(pod, runtime, memory).items():
+        out.append(_condition(kind, value, known.get(kind), generation, now))
+    present = {c["type"] for c in out} | {RESIZE_PENDING, RESIZE_IN_PROGRESS}
     return out + [c for kind, c in known.items() if kind not in present]
+
+
+def _resize(pod: Object, runtime: RuntimePod, memory: Memory) -> dict[str, tuple[str, str, str]]:
+    """The conditions of a resize that waits or is being carried out."""
+    if memory.resize is not None:
+        return {RESIZE_PENDING: ("True", *memory.resize)}
+    running = {r.name: r for r in runtime.containers if r.running}
+    if any(resized(c, running[c["name"]], memory) for c in podspec.all_containers(pod) if c["name"] in running):
+        return {RESIZE_IN_PROGRESS: ("True", "", "")}
+    return {}
 
 
 def _names(what: str, names: list[str]) -> str:

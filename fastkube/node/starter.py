@@ -134,6 +134,7 @@ class Starter:
             self.event(pod, name, "Warning", "Failed", f"Error: {e.details}")
             raise StartError("CreateContainerError", e.details, clock.now() + CONFIG_RETRY_SECONDS) from None
         self.event(pod, name, "Normal", "Created", "Container created")
+        memory.applied[id] = spec.get("resources") or {}
         hook = (spec.get("lifecycle") or {}).get("postStart")
         if hook:
             memory.hooked[id] = False
@@ -145,6 +146,12 @@ class Starter:
         self.event(pod, name, "Normal", "Started", "Container started")
         if hook:
             await self._post_start(pod, spec, id, sandbox.ips[0] if sandbox.ips else "", hook, memory)
+
+    async def resize(self, pod: Object, spec: Object, run: Container, memory: Memory) -> None:
+        """Give a running container the resources of its spec, and its pod's cgroup what they add up to. CriError."""
+        self.cgroups.create(pod)
+        await self.cri.update_resources(run.id, criconfig.resources(pod, spec, self.settings.memory_capacity))
+        memory.applied[run.id] = spec.get("resources") or {}
 
     async def _post_start(self, pod: Object, spec: Object, id: str, ip: str, hook: Object, memory: Memory) -> None:
         run = Container(id=id, name=spec["name"], sandbox_id="")

@@ -20,7 +20,7 @@ from fastkube.runtime.tasks import Supervisor
 
 WRITERS = 8
 CONFLICTS_MAX = 5
-OURS = {"PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"}
+OURS = {"PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", "PodResizePending", "PodResizeInProgress"}
 
 log = logs.get("statuses")
 
@@ -159,4 +159,4 @@ class Statuses:
 def _merged(ours: list[Object], known: list[Object]) -> list[Object]:
     """Our conditions, and those of others as they are in the API now."""
     mine = {c["type"] for c in ours if c["type"] in OURS or not any(k["type"] == c["type"] for k in known)}
-    return [c for c in ours if c["type"] in mine] + [k for k in known if k["type"] not in mine]
+    return [c for c in ours if c["type"] in mine] + [k for k in known if k["type"] not in mine | OURS]

@@ -70,6 +70,7 @@ class Parts:
     host_ips: Callable[[], list[str]]
     pod_logs: Path
     network_problem: Callable[[], str]
+    no_room: Callable[[Object], tuple[str, str] | None]
     backoff_max: float = podstate.BACKOFF_SECONDS_MAX
 
 
@@ -192,7 +193,14 @@ class Worker:
         self._probe(runtime)
         self._report(runtime)
 
+    def _consider_resize(self, runtime: RuntimePod) -> None:
+        """A resize is carried out when the node has room for it; else it waits, and says why."""
+        running = {r.name: r for r in runtime.containers if r.running}
+        wanted = any(podstate.resized(c, running[c["name"]], self.memory) for c in podspec.all_containers(self.pod) if c["name"] in running)
+        self.memory.resize = self.parts.no_room(self.pod) if wanted else None
+
     def _plan(self, runtime: RuntimePod) -> None:
+        self._consider_resize(runtime)
         plan = podstate.plan(self.pod, runtime, self.memory, clock.now(), self.parts.backoff_max)
         for name, waiting in plan.waiting.items():
             if self.memory.waiting.get(name) != waiting:
@@ -256,6 +264,10 @@ class Worker:
             case podstate.KillContainer(container, _, message):
                 ip = runtime.sandbox.ips[0] if runtime.sandbox and runtime.sandbox.ips else ""
                 await parts.killer.container(self.pod, container, self._kill_seconds(container.name), message, ip)
+            case podstate.ResizeContainer(container):
+                spec = podspec.find(self.pod, container.name)
+                if spec is not None:
+                    await parts.starter.resize(self.pod, spec, container, self.memory)
             case podstate.RemoveContainer(container):
                 await parts.cri.remove_container(container.id)
             case podstate.StartContainer(name, attempt, backoff):
@@ -314,7 +326,7 @@ class Worker:
         memory = self.memory
         alive = {r.id for r in runtime.containers if not r.dead}
         ended = {r.id for r in runtime.containers if r.dead}
-        tables: list[dict[str, Any]] = [memory.ready, memory.started, memory.unhealthy, memory.hooked]
+        tables: list[dict[str, Any]] = [memory.ready, memory.started, memory.unhealthy, memory.hooked, memory.applied]
         for table in tables:
             for id in ended & table.keys():
                 del table[id]
@@ -329,6 +341,8 @@ class Worker:
                     id = (status.get("containerID") or "").rpartition("//")[2]
                     if id in alive:
                         memory.ready[id], memory.started[id] = bool(status.get("ready")), bool(status.get("started"))
+                        if "resources" in status:
+                            memory.applied.setdefault(id, status["resources"])
             if (self.pod.get("status") or {}).get("phase") in podstatus.TERMINAL:
                 self._finishing = True
 

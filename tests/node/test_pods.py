@@ -383,3 +383,56 @@ async def test_host_port(world: World):
     assert b"200 OK" in await reader.read(4096)
     writer.close()
     await world.delete("hostport")
+
+
+async def test_resize_in_place(world: World):
+    policy = [{"resourceName": "cpu", "restartPolicy": "NotRequired"}, {"resourceName": "memory", "restartPolicy": "RestartContainer"}]
+    await world.create("resized", {"containers": [{"command": SLEEP, "resizePolicy": policy, "resources": {"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": "200m", "memory": "64Mi"}}}]})
+    before = container_status(await world.ready("resized"))
+    assert before["allocatedResources"] == {"cpu": "100m", "memory": "32Mi"}
+
+    async def resize(**resources: dict) -> None:
+        await world.client.patch("v1/pods", "resized", {"spec": {"containers": [{"name": "c", "resources": resources}]}}, "default", kind="strategic", subresource="resize")
+
+    await resize(requests={"cpu": "150m"}, limits={"cpu": "300m"})
+    pod = await world.reaches("resized", lambda p: container_status(p).get("resources", {}).get("limits", {}).get("cpu") == "300m")
+    assert container_status(pod)["containerID"] == before["containerID"] and container_status(pod)["restartCount"] == 0
+    quota = await world.exec("resized", ["cat", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"])
+    assert quota.exit_code or quota.stdout == b"30000\n"  # the file is elsewhere under cgroup v2
+    await resize(limits={"memory": "128Mi"})
+    await world.reaches("resized", lambda p: container_status(p).get("restartCount") == 1 and container_status(p)["resources"]["limits"]["memory"] == "128Mi")
+    await resize(requests={"cpu": "900"}, limits={"cpu": "900"})
+    pod = await world.reaches("resized", lambda p: condition_of(p, "PodResizePending") == "True")
+    assert next(c["reason"] for c in pod["status"]["conditions"] if c["type"] == "PodResizePending") == "Infeasible"
+    await resize(requests={"cpu": "100m"}, limits={"cpu": "200m"})
+    await world.reaches("resized", lambda p: not condition_of(p, "PodResizePending") and container_status(p)["resources"]["limits"]["cpu"] == "200m")
+    await world.delete("resized")
+
+
+async def test_ephemeral_container(world: World):
+    await world.create("debugged", {"containers": [{"command": SLEEP}]})
+    await world.ready("debugged")
+    debugger = {"name": "debug", "image": "busybox:1.36", "command": ["sh", "-c", "ps; sleep 3600"], "targetContainerName": "c"}
+    await world.client.patch("v1/pods", "debugged", {"spec": {"ephemeralContainers": [debugger]}}, "default", kind="strategic", subresource="ephemeralcontainers")
+    await world.reaches("debugged", lambda p: "running" in container_status(p, "debug", "ephemeralContainerStatuses").get("state", {}))
+    await until("debugger sees its target", lambda: _logged(world, "debugged", "debug", "sleep 3600"))
+    await world.delete("debugged")
+
+
+async def _logged(world: World, pod: str, container: str, text: str) -> bool:
+    return text in await world.logs(pod, container=container)
+
+
+async def test_persistent_volume_of_a_host_path(world: World):
+    path = world.directory / "pv"
+    volume = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pv"}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": str(path)}, "claimRef": {"namespace": "default", "name": "claim"}}}  # fmt: skip
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "claim"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "volumeName": "pv", "storageClassName": ""}}  # fmt: skip
+    await world.client.create("v1/persistentvolumes", volume)
+    made = await world.client.create("v1/persistentvolumeclaims", claim, "default")
+    spec = {"restartPolicy": "Never", "containers": [{"command": ["sh", "-c", "echo kept > /data/x"], "volumeMounts": [{"name": "d", "mountPath": "/data"}]}], "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "claim"}}]}  # fmt: skip
+    await world.create("claims", spec)
+    await world.has_event("claims", "FailedMount", 'PVC "default/claim" is not bound')
+    await world.client.update("v1/persistentvolumeclaims", {**made, "status": {"phase": "Bound"}}, subresource="status")
+    await world.ended("claims")
+    await world.delete("claims")
+    assert (path / "x").read_text() == "kept\n"
