@@ -37,6 +37,7 @@ from fastkube.server.openapi import OpenApi
 from fastkube.server.pipeline import Pipeline
 from fastkube.server.reader import StoreReader
 from fastkube.server.registry.endpoint import Endpoint
+from fastkube.server.registry.expiry import Expiry
 from fastkube.server.registry.objects import Call, DeleteOptions, Object, Objects
 from fastkube.server.request import User
 from fastkube.server.routing import Resources
@@ -154,6 +155,7 @@ class ApiServer:
         except (ValueError, OSError, ssl.SSLError) as e:
             raise StartError(str(e)) from e
         self.objects.allocators = services
+        self.objects.expiry = Expiry(self.store, config.event_ttl_seconds)
         self.supervisor.start("ipaddresses", allocators.IPAddresses(reader, self.writer).run)
         self.identities = Identities(reader, authenticator, issuer)
         self.permissions = Permissions(authorizer)

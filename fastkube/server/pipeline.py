@@ -16,6 +16,7 @@ import orjson
 from fastkube.api import errors
 from fastkube.api.errors import ApiError
 from fastkube.api.resources import Resource
+from fastkube.http import compress
 from fastkube.http.message import Answer, Request, Response, Upgrade
 from fastkube.runtime import clock, entropy, logs
 from fastkube.server import authz, routing
@@ -26,6 +27,9 @@ from fastkube.server.request import RequestInfo
 
 log = logs.get("apiserver")
 
+INFLIGHT_MAX = 600  # requests being waited for at once, as upstream's --max-requests-inflight and --max-mutating-requests-inflight together
+RETRY_SECONDS = 1
+
 Dispatch = Callable[[Request], "Answer | Awaitable[Answer]"]
 _HTTP_REASONS = {400: "BadRequest", 408: "Timeout", 413: "RequestEntityTooLarge", 414: "RequestURITooLong", 431: "RequestHeaderFieldsTooLarge"}
 
@@ -33,13 +37,17 @@ _HTTP_REASONS = {400: "BadRequest", 408: "Timeout", 413: "RequestEntityTooLarge"
 class Pipeline:
     """The handler of the HTTP server. `request.user` is set beforehand only by a transport in this process, which answers for it."""
 
-    def __init__(self, served: routing.Resources, authenticator: Any, authorizer: Any, dispatch: Dispatch, metrics: Metrics) -> None:
+    def __init__(
+        self, served: routing.Resources, authenticator: Any, authorizer: Any, dispatch: Dispatch, metrics: Metrics, inflight_max: int = INFLIGHT_MAX
+    ) -> None:
         self._served = served
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._dispatch = dispatch
         self._metrics = metrics
         self.deprecations: dict[Resource, bytes] = {}  # rendered Warning headers of every answer about a resource
+        self._inflight = 0
+        self._inflight_max = inflight_max
         self._audit_prefix = entropy.uid()[:24].encode()
         self._audit_count = entropy.generator().getrandbits(40)
 
@@ -57,19 +65,26 @@ class Pipeline:
         info = request.info = routing.parse(request, self._served)
         if request.user is None:
             user = self._authenticator.authenticate(request)
-            if "impersonate-user" in request.headers or "impersonate-group" in request.headers:
-                user = impersonation.apply(request.headers, user, self._authorizer)
+            headers = request.headers
+            if "impersonate-user" in headers or "impersonate-group" in headers or "impersonate-uid" in headers:
+                user = impersonation.apply(headers, user, self._authorizer)
             request.user = user
         decision = self._authorizer.authorize(request.user, info)
         if not decision.allowed:
             raise authz.forbidden(request.user, info, decision.reason)
+        if self._inflight >= self._inflight_max and info.is_resource and authz.MASTERS not in request.user.groups:
+            self._metrics.terminations.add(("429", "apiserver", info.verb.upper()))
+            raise errors.too_many_requests("too many requests, please try again later", RETRY_SECONDS)
         return self._dispatch(request)
 
     async def _later(self, request: Request, work: Awaitable[Answer], started: float) -> Answer:
+        self._inflight += 1
         try:
             answer = await work
         except Exception as e:
             answer = self.failure(request, e)
+        finally:
+            self._inflight -= 1
         return self._done(request, answer, started)
 
     def _done(self, request: Request, answer: Answer, started: float) -> Answer:
@@ -86,6 +101,8 @@ class Pipeline:
             if info is not None and info.spec in self.deprecations:
                 audit += self.deprecations[info.spec]
             code = answer.status
+            if "accept-encoding" in request.headers and compress.worth(request, answer):
+                answer = compress.gzipped(answer)
             answer = Response(code, answer.body, answer.content_type, answer.headers, audit)  # the handler may have kept its own
         else:
             code = 101

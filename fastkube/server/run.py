@@ -10,7 +10,6 @@ from fastkube.server.config import Config, StartError
 from fastkube.store.embedded import EmbeddedStore
 from fastkube.store.interface import StoreError
 
-
 GC_THRESHOLDS = (50_000, 20, 100)  # what a request allocates is freed by reference counts; cycles are few
 
 

@@ -16,12 +16,13 @@ from fastkube.server.registry.endpoint import Endpoint
 class Selected:
     """Keys in [start, end), or the one `key`; of them those that the selectors take."""
 
-    __slots__ = ("_selection", "end", "everything", "key", "start")
+    __slots__ = ("_selection", "end", "everything", "field", "key", "start")
 
-    def __init__(self, start: bytes, end: bytes, key: bytes = b"", selection: Selection | None = None) -> None:
+    def __init__(self, start: bytes, end: bytes, key: bytes = b"", selection: Selection | None = None, field: tuple[str, str] | None = None) -> None:
         self.start = start
         self.end = end
         self.key = key
+        self.field = field  # (name, value) of a field that must have one value, where the range is all of the resource
         self._selection = selection
         self.everything = selection is None
 
@@ -39,7 +40,7 @@ def select(endpoint: Endpoint, request: Request) -> Selected:
     requirements: list[tuple[bool, str, str, Any]] = []
     if info.label_selector:
         requirements += [(False, r.operator, r.key, r.values) for r in selectors.parse_labels(info.label_selector).requirements]
-    name = ""
+    name, only = "", None
     if info.field_selector:
         for field, value, equal in selectors.parse_fields(info.field_selector, endpoint.selectable).terms:
             if equal and field == "metadata.name" and not name and value:
@@ -49,6 +50,8 @@ def select(endpoint: Endpoint, request: Request) -> Selected:
                 requirements.append((True, "in", field, (value,)))
             else:
                 requirements.append((True, "in" if equal else "notin", field, (value,)))
+                if equal and only is None:
+                    only = (field, value)
     elif info.name:  # the old form /watch/.../NAME
         name = info.name
     start, end = endpoint.range(namespace)
@@ -58,4 +61,4 @@ def select(endpoint: Endpoint, request: Request) -> Selected:
             key = endpoint.resource.key(namespace, name)
         else:
             requirements.append((True, "in", "metadata.name", (name,)))
-    return Selected(start, end, key, Selection(requirements, endpoint.digest_of) if requirements else None)
+    return Selected(start, end, key, Selection(requirements, endpoint.digest_of) if requirements else None, None if key or namespace else only)

@@ -21,6 +21,7 @@ from fastkube.api import errors, tables
 from fastkube.api.errors import ApiError, bad_request
 from fastkube.http.message import Request, Response, Writer
 from fastkube.runtime import entropy
+from fastkube.server.handlers.feeds import Feeds
 from fastkube.server.handlers.negotiation import JSON, Form, negotiate
 from fastkube.server.handlers.read import include_of, partial, revision_of
 from fastkube.server.handlers.selecting import Selected, select
@@ -120,6 +121,7 @@ class Watching:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.watches: set[Watch] = set()
+        self.feeds = Feeds(store)
         self.closing = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -148,7 +150,7 @@ class Watching:
 class Watch:
     """One watch: a Push (http.message). Before `live`, the initial state goes out; events that come meanwhile wait in the backlog."""
 
-    __slots__ = ("_backlog", "_bookmarks", "_everything", "_frames", "_initial", "_loop", "_owner", "_revision", "_scheduled", "_selected", "_source", "_start", "_timeout", "_timer", "_writer")
+    __slots__ = ("_backlog", "_bookmarks", "_everything", "_fed", "_frames", "_initial", "_loop", "_owner", "_revision", "_scheduled", "_selected", "_source", "_start", "_timeout", "_timer", "_writer")
 
     def __init__(self, owner: Watching, selected: Selected, frames: Plain, start: int, initial: Iterator[bytes] | None, bookmarks: bool, timeout: float) -> None:
         self._owner = owner
@@ -162,6 +164,7 @@ class Watch:
         self._timeout = timeout
         self._backlog: deque[tuple[Event, str]] = deque()
         self._scheduled = False
+        self._fed = False  # by a feed shared with others, rather than by a subscription of its own
         self._writer: Writer = None  # type: ignore[assignment]
         self._source: Any = None
         self._timer: asyncio.TimerHandle | None = None
@@ -178,9 +181,10 @@ class Watch:
         selected = self._selected
         self._owner.add(self)
         self._timer = self._loop.call_later(self._timeout, self._expired)
-        self._source = self._owner.store.watch(
-            selected.key or selected.start, b"" if selected.key else selected.end, start=self._start, on_events=self._events, on_end=self._ended
-        )
+        if not self._join(self._start > self._owner.store.revision):
+            self._source = self._owner.store.watch(
+                selected.key or selected.start, b"" if selected.key else selected.end, start=self._start, on_events=self.events, on_end=self.ended
+            )
         if self._initial is not None:
             self._pump()
 
@@ -195,18 +199,34 @@ class Watch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._release()
+
+    def _join(self, current: bool) -> bool:
+        """Go over to the feed of the one field value selected, once there is no history to catch up with."""
+        field = self._selected.field
+        if field is None or not current:
+            return False
+        self._release()
+        self._fed = True
+        self._owner.feeds.join(self._frames.endpoint, *field, self)
+        return True
+
+    def _release(self) -> None:
         source, self._source = self._source, None
         if source is not None:
             source.close()
+        if self._fed and self._selected.field is not None:
+            self._fed = False
+            self._owner.feeds.leave(self._frames.endpoint, *self._selected.field, self)
 
     # ---- the commit's side
 
-    def _events(self, events: Sequence[Event]) -> None:
-        frames = self._frames.event
+    def events(self, events: Sequence[Event]) -> None:
+        frames, seen = self._frames.event, self._revision
         out: list[bytes] = []
         waiting = self._initial is not None or self._backlog or self._writer.paused
         for event in events:
-            type_ = self._type(event)
+            type_ = self._type(event) if event.kv.mod_revision > seen else ""
             if type_:
                 if waiting:
                     self._backlog.append((event, type_))
@@ -214,7 +234,9 @@ class Watch:
                     out.append(frames(event, type_))
         if out:
             self._writer.write(out[0] if len(out) == 1 else b"".join(out))
-        self._revision = events[-1].kv.mod_revision
+        self._revision = max(seen, events[-1].kv.mod_revision)
+        if not self._fed and self._selected.field is not None and self._source is not None:
+            self._join(self._source.synced)
         if len(self._backlog) > WATCH_BACKLOG_EVENTS_MAX:
             self._writer.abort()
 
@@ -231,7 +253,7 @@ class Watch:
             return "MODIFIED" if before else "ADDED"
         return "DELETED" if before else ""
 
-    def _ended(self, why: StoreError) -> None:
+    def ended(self, why: StoreError) -> None:
         if isinstance(why, Compacted):
             self._writer.write(error_frame(errors.gone(f"too old resource version: {self._start - 1} ({why.compacted})")))
         self.end()
@@ -253,7 +275,7 @@ class Watch:
                 out, size = [], size
         if out:
             writer.write(b"".join(out))
-        if (self._initial is not None or self._backlog) and not writer.paused and not self._scheduled and self._source is not None:
+        if (self._initial is not None or self._backlog) and not writer.paused and not self._scheduled and (self._fed or self._source is not None):
             self._scheduled = True
             self._loop.call_soon(self._pump)
 
@@ -270,7 +292,8 @@ class Watch:
 
     def bookmark(self) -> None:
         if self._bookmarks and self._initial is None and not self._backlog and not self._writer.paused:
-            self._writer.write(self._frames.bookmark(max(self._owner.store.revision, self._revision)))
+            current = self._fed or (self._source is not None and self._source.synced)
+            self._writer.write(self._frames.bookmark(max(self._owner.store.revision if current else 0, self._revision)))
 
     def _expired(self) -> None:
         self.bookmark()

@@ -45,6 +45,7 @@ class Endpoint:
         self.api_version = resource.api_version
         self.rules = rules or kinds.of(*convert.storage_kind(resource))
         self.converts = resource.api_version != resource.storage_version
+        self.expires = resource.prefix == "/registry/events/"
         self.followed = False  # the Reader hands decoded objects on as they are written
         self.prefix = resource.prefix.encode()
         self.end = range_end(self.prefix)

@@ -18,6 +18,7 @@ from fastkube.api import codec, errors, managedfields, meta
 from fastkube.api.errors import ApiError, FieldError
 from fastkube.runtime import clock, entropy
 from fastkube.server.registry.endpoint import Endpoint
+from fastkube.server.registry.expiry import Expiry
 from fastkube.server.request import AdmissionAttributes, User
 from fastkube.store.interface import CompareFailed, NoSpace, Overloaded, Store, StoreError, Unavailable
 
@@ -91,6 +92,7 @@ class Objects:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.allocators: Allocators | None = None
+        self.expiry: Expiry | None = None  # of events
 
     # ---- create
 
@@ -140,7 +142,7 @@ class Objects:
                     return Written(data.replace(b'"resourceVersion":"",', b"", 1), None, created=True)
             else:
                 try:
-                    kv = await store.put(key, data, expect=0, revision_at=at, attrs=endpoint.digest(obj))
+                    kv = await store.put(key, data, expect=0, lease=await self._lease(endpoint), revision_at=at, attrs=endpoint.digest(obj))
                     return Written(kv.value, None, created=True)
                 except CompareFailed as e:
                     current = e.current
@@ -284,12 +286,15 @@ class Objects:
         if call.dry_run:
             return Written(b"%b%d%b" % (data[:at], kv.mod_revision, data[at:]), None)
         try:
-            kv = await store.put(key, data, expect=kv.mod_revision, revision_at=at, attrs=endpoint.digest(obj))
+            kv = await store.put(key, data, expect=kv.mod_revision, lease=await self._lease(endpoint), revision_at=at, attrs=endpoint.digest(obj))
         except CompareFailed:
             raise
         except StoreError as e:
             raise refused(e) from e
         return Written(kv.value, None)
+
+    async def _lease(self, endpoint: Endpoint) -> int:
+        return await self.expiry.lease() if self.expiry is not None and endpoint.expires else 0
 
     # ---- delete
 
