@@ -41,7 +41,6 @@ class Node:
     int_or_string: bool
     preserve_unknown: bool
     embedded_resource: bool
-    empty_null: bool
     raw: Any
     extra: Any
     always: tuple[tuple[str, Node], ...]

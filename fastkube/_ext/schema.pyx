@@ -194,10 +194,6 @@ cdef int walk_struct(Walk walk, Node node, dict value, Frame* up) except -1:
                 if dead is None:
                     dead = []
                 dead.append(<object>key)
-            elif field.empty_null and (field.code == ARRAY or field.code == MAP) and is_zero(field, <object>item):
-                if changed is None:
-                    changed = []
-                changed.append((<object>key, None))
         elif result is None and not field.explicit_null:
             if dead is None:
                 dead = []

@@ -268,7 +268,9 @@ def read(
                 "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"
             )
     except ValueError as e:
-        raise bad_request(f"the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {e} ({_summary(body)})") from None
+        raise bad_request(
+            f"the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {e} ({_summary(body)})"
+        ) from None
     if not isinstance(value, dict):
         raise bad_request(
             f"the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: json: cannot unmarshal {_json_kind(value)} into Go value of type"
@@ -295,7 +297,17 @@ def read(
 
 
 def _json_kind(value: Any) -> str:
-    return "string" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number" if isinstance(value, (int, float)) else "array" if isinstance(value, list) else "null"
+    return (
+        "string"
+        if isinstance(value, str)
+        else "bool"
+        if isinstance(value, bool)
+        else "number"
+        if isinstance(value, (int, float))
+        else "array"
+        if isinstance(value, list)
+        else "null"
+    )
 
 
 def _check_kind(value: Object, group: str, version: str, kind: str, body: bytes) -> None:
@@ -309,8 +321,13 @@ def _check_kind(value: Object, group: str, version: str, kind: str, body: bytes)
             )
     got_version, got_kind = value.get("apiVersion") or api_version, value.get("kind") or kind
     value["apiVersion"], value["kind"] = api_version, kind
+    got = got_version.rpartition("/")[2]
+    if (got_kind, got_version) != (kind, api_version) and not schema.known(got_version, got_kind):
+        text = f'no kind "{got_kind}" is registered for version "{got_version}" in scheme "pkg/api/legacyscheme/scheme.go:30"'
+        raise bad_request(f'{got_kind} in version "{got}" cannot be handled as a {kind}: {text}')
     if got_kind != kind:
-        got = got_version.rpartition("/")[2]
-        raise bad_request(f'{got_kind} in version "{got}" cannot be handled as a {kind}: converting ({got}.{got_kind}) to ({group.split(".")[0] or "core"}.{kind}): unknown conversion')
+        raise bad_request(
+            f'{got_kind} in version "{got}" cannot be handled as a {kind}: converting ({got}.{got_kind}) to ({group.split(".")[0] or "core"}.{kind}): unknown conversion'
+        )
     if got_version != api_version:
         raise ApiError(400, "BadRequest", f"the API version in the data ({got_version}) does not match the expected API version ({api_version})")

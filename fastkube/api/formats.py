@@ -26,8 +26,7 @@ _PERCENT = "[0-9]+%"
 _RELAXED_ENV = "[ -<>-~]+"
 
 _qname, _label, _subdomain, _label_1035, _wildcard, _c_identifier, _config_key, _http_header, _percent = (
-    re.compile(p, re.ASCII).fullmatch
-    for p in (_QNAME, _LABEL, _SUBDOMAIN, _LABEL_1035, _WILDCARD, _C_IDENTIFIER, _CONFIG_KEY, _HTTP_HEADER, _PERCENT)
+    re.compile(p, re.ASCII).fullmatch for p in (_QNAME, _LABEL, _SUBDOMAIN, _LABEL_1035, _WILDCARD, _C_IDENTIFIER, _CONFIG_KEY, _HTTP_HEADER, _PERCENT)
 )
 _relaxed_env = re.compile(_RELAXED_ENV, re.ASCII).fullmatch
 _label_value = re.compile("(" + _QNAME + ")?", re.ASCII).fullmatch
@@ -61,7 +60,10 @@ _LABEL_VALUE_ERROR = regex_error(
     "12345",
 )
 _LABEL_ERROR = regex_error(
-    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character", _LABEL, "my-name", "123-abc"
+    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character",
+    _LABEL,
+    "my-name",
+    "123-abc",
 )
 _SUBDOMAIN_ERROR = regex_error(
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
@@ -179,7 +181,9 @@ def config_key(value: str) -> tuple[str, ...]:
     if len(value.encode()) > 253:
         errors.append(max_length(253))
     if not _config_key(value):
-        errors.append(regex_error("a valid config key must consist of alphanumeric characters, '-', '_' or '.'", _CONFIG_KEY, "key.name", "KEY_NAME", "key-name"))
+        errors.append(
+            regex_error("a valid config key must consist of alphanumeric characters, '-', '_' or '.'", _CONFIG_KEY, "key.name", "KEY_NAME", "key-name")
+        )
     if value == ".":
         errors.append("must not be '.'")
     elif value == "..":

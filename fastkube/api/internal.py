@@ -67,7 +67,7 @@ def _value(node: Node, value: Any, outer: Object) -> Any:
             return None if node.pointer else _struct(node.definition, node, {}, outer)
         return _struct(node.definition, node, value, outer)
     if value is None:
-        return None if node.pointer else {"string": "", "boolean": False, "integer": 0, "number": 0}.get(node.type) if not node.format == "quantity" else "0"
+        return None if node.pointer else {"string": "", "boolean": False, "integer": 0, "number": 0}.get(node.type) if node.format != "quantity" else "0"
     if node.items is not None:
         return [_value(node.items, item, {}) for item in value]
     if node.additional is not None:

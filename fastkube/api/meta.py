@@ -38,7 +38,11 @@ def _agree(meta: Object, namespace: str | None, namespaced: bool) -> None:
         if namespace:
             meta["namespace"] = namespace
     elif meta.get("namespace"):
-        raise bad_request("namespace must not be provided on cluster-scoped objects") if namespace else bad_request("the namespace of the provided object does not match the namespace sent on the request")
+        raise (
+            bad_request("namespace must not be provided on cluster-scoped objects")
+            if namespace
+            else bad_request("the namespace of the provided object does not match the namespace sent on the request")
+        )
 
 
 def generated_name(base: str, suffix: str) -> str:
@@ -125,7 +129,12 @@ def validate_owners(owners: list[Object] | None, field: str) -> list[FieldError]
     controller = ""
     for ref in owners or ():
         group, _, version = (ref.get("apiVersion") or "").rpartition("/")
-        for key, value, text in (("apiVersion", version, "version"), ("kind", ref.get("kind"), "kind"), ("name", ref.get("name"), "name"), ("uid", ref.get("uid"), "uid")):
+        for key, value, text in (
+            ("apiVersion", version, "version"),
+            ("kind", ref.get("kind"), "kind"),
+            ("name", ref.get("name"), "name"),
+            ("uid", ref.get("uid"), "uid"),
+        ):
             if not value:
                 errors.append(invalid_value(f"{field}.{key}", ref.get(key) or "", f"{text} must not be empty"))
         if (group, version, ref.get("kind")) == ("", "v1", "Event"):

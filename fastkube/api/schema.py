@@ -40,9 +40,6 @@ __all__ = ["DecodeError", "Node", "decode", "definition", "from_openapi", "held"
 # Lists where upstream tells an empty one from none, though Go leaves both out.
 _KEPT_EMPTY = {("autoscaling.v2.HPAScalingRules", "policies"), ("core.v1.PersistentVolumeSpec", "capacity")}
 
-# Required lists that are told from absent ones in messages; others end as null when empty, which is what storing as protobuf makes of them.
-_SHOWN_EMPTY = {("batch.v1.PodFailurePolicyOnExitCodesRequirement", "values")}
-
 QUANTITIES_MAX = 4096  # texts of quantities whose canonical form is remembered
 
 # code, OpenAPI type and format of the table's type words
@@ -119,8 +116,6 @@ def _fields(name: str) -> tuple[dict[str, Node], tuple[tuple[str, Node], ...]]:
     for owner, field in _KEPT_EMPTY:
         if owner == name:
             fields[field].omit_empty = False
-    for field, node in fields.items():
-        node.empty_null = node.explicit_null and (name, field) not in _SHOWN_EMPTY and not name.startswith("apiextensions.")
     return fields, tuple((field, node) for field, node in fields.items() if rows[field].get("z"))
 
 
@@ -135,6 +130,12 @@ def definition(name: str) -> Node:
 def of(group: str, version: str, kind: str) -> Node:
     """The node of a built-in kind's objects; KeyError when there is none."""
     return definition(_tables()["kinds"][f"{group}/{version}/{kind}"])
+
+
+def known(api_version: str, kind: str) -> bool:
+    """Whether there is a built-in kind of that name."""
+    group, _, version = api_version.rpartition("/")
+    return f"{group}/{version}/{kind}" in _tables()["kinds"]
 
 
 def empty(node: Node) -> Any:

@@ -164,7 +164,7 @@ def _requirement(lexer: _Lexer) -> Requirement:
         try:
             int(value)
         except ValueError:
-            raise ValueError(f'values[0][{key}]: Invalid value: "{value}": for \'Gt\', \'Lt\' operators, the value must be an integer') from None
+            raise ValueError(f"values[0][{key}]: Invalid value: \"{value}\": for 'Gt', 'Lt' operators, the value must be an integer") from None
         return Requirement(key, GREATER if token == ">" else LESS, frozenset((value,)))
     raise ValueError(f"found '{literal}', expected: in, notin, =, ==, !=, gt, lt")
 
@@ -265,10 +265,7 @@ class FieldSelector:
 
     def matches(self, fields: Mapping[str, str]) -> bool:
         """`fields`: the values of the fields this kind has; absent ones are "" ."""
-        for name, value, equal in self.terms:
-            if (fields.get(name, "") == value) is not equal:
-                return False
-        return True
+        return all((fields.get(name, "") == value) is equal for name, value, equal in self.terms)
 
     def exact(self, name: str) -> str | None:
         return next((value for field, value, equal in self.terms if equal and field == name), None)

@@ -34,14 +34,19 @@ def replay() -> Any:
 
 
 def cases() -> Iterator[dict[str, Any]]:
-    for line in gzip.open(REFERENCE, "rt"):
-        case = json.loads(line)
-        # Reviews are answered, not stored: the API server's part.
-        if "steps" not in case and case["method"] in ("POST", "PUT") and "Review/" not in case["id"]:
-            yield case
+    with gzip.open(REFERENCE, "rt") as lines:
+        for line in lines:
+            case = json.loads(line)
+            # Reviews are answered, not stored: the API server's part.
+            if "steps" not in case and case["method"] in ("POST", "PUT") and "Review/" not in case["id"]:
+                yield case
 
 
-_PROTECTED = {"PersistentVolume": "kubernetes.io/pv-protection", "PersistentVolumeClaim": "kubernetes.io/pvc-protection", "VolumeAttributesClass": "kubernetes.io/vac-protection"}
+_PROTECTED = {
+    "PersistentVolume": "kubernetes.io/pv-protection",
+    "PersistentVolumeClaim": "kubernetes.io/pvc-protection",
+    "VolumeAttributesClass": "kubernetes.io/vac-protection",
+}
 _USER = {"username": "bench", "uid": "00000000-0000-0000-0000-000000000000", "groups": ["system:masters", "system:authenticated"]}
 
 
@@ -122,7 +127,9 @@ def create(resource: resources.Resource, namespace: str | None, body: dict[str, 
     return obj, warnings + rules.warnings(obj)
 
 
-def update(resource: resources.Resource, namespace: str | None, name: str, body: dict[str, Any], old: dict[str, Any], validation: str) -> tuple[dict[str, Any], list[str]]:
+def update(
+    resource: resources.Resource, namespace: str | None, name: str, body: dict[str, Any], old: dict[str, Any], validation: str
+) -> tuple[dict[str, Any], list[str]]:
     obj, warnings = codec.read(json.dumps(body).encode(), "application/json", resource.group, resource.version, resource.kind, validation=validation)
     obj = convert.to_storage(resource, obj)
     meta.check_name(obj, name)
@@ -206,7 +213,9 @@ def score(only: str = "", show: int = 0) -> tuple[Counter[str], list[dict[str, A
         level = level or ("whole" if not same else "")
         counts["whole"] += same
         if level:
-            differ.append({"id": case["id"], "level": level, "body": case["body"], "want": [case["code"], want, case["warnings"]], "got": [code, got, warnings]})
+            differ.append(
+                {"id": case["id"], "level": level, "body": case["body"], "want": [case["code"], want, case["warnings"]], "got": [code, got, warnings]}
+            )
     return counts, differ
 
 
@@ -228,10 +237,18 @@ def main() -> None:
         (code, want, warn), (code2, got, warn2) = d["want"], d["got"]
         print(d["id"], d["level"], code, code2)
         if isinstance(want, dict) and want.get("kind") == "Status":
-            print("   want", str(want.get("message"))[:700], [(c["field"], c["reason"]) for c in want.get("details", {}).get("causes", [])][:9] if "-f" in args else "")
+            print(
+                "   want",
+                str(want.get("message"))[:700],
+                [(c["field"], c["reason"]) for c in want.get("details", {}).get("causes", [])][:9] if "-f" in args else "",
+            )
             print("   got ", str(got.get("message"))[:700] if isinstance(got, dict) and got.get("kind") == "Status" else json.dumps(got)[:200])
         else:
-            for line in (difference(want, got) if isinstance(got, dict) and got.get("kind") != "Status" else [str(got.get("message") if isinstance(got, dict) else got)[:500]])[:12]:
+            for line in (
+                difference(want, got)
+                if isinstance(got, dict) and got.get("kind") != "Status"
+                else [str(got.get("message") if isinstance(got, dict) else got)[:500]]
+            )[:12]:
                 print("   ", line)
         if warn != warn2:
             print("    warnings", warn, warn2)

@@ -93,7 +93,7 @@ class _WebhookConfiguration(Kind):
             errors.append(required(f"{at}.clientConfig", "exactly one of url or service is required"))
         elif url is not None:
             errors += webhook_url(url, f"{at}.clientConfig.url")
-        else:
+        elif service is not None:
             errors += webhook_service(service, f"{at}.clientConfig.service")
         return errors + match_conditions(hook.get("matchConditions") or [], f"{at}.matchConditions")
 
@@ -301,7 +301,11 @@ def _param_kind(kind: Object | None, at: str) -> Errors:
     if not name:
         errors.append(required(f"{at}.kind"))
     else:
-        errors += [invalid_value(f"{at}.kind", name, "may have mixed case, but should otherwise match: " + ",".join(bad)) for bad in [formats.label_1035(name.lower())] if bad]
+        errors += [
+            invalid_value(f"{at}.kind", name, "may have mixed case, but should otherwise match: " + ",".join(bad))
+            for bad in [formats.label_1035(name.lower())]
+            if bad
+        ]
     return errors
 
 
@@ -423,7 +427,13 @@ class ValidatingAdmissionPolicyBinding(Kind):
             if action in actions[:i]:
                 errors.append(duplicate(f"spec.validationActions[{i}]", action))
         if {"Deny", "Warn"} <= set(actions):
-            errors.append(invalid_value("spec.validationActions", actions, "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)"))
+            errors.append(
+                invalid_value(
+                    "spec.validationActions",
+                    actions,
+                    "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)",
+                )
+            )
         return errors
 
     def validate_update(self, obj: Object, old: Object) -> list[FieldError]:
@@ -517,7 +527,9 @@ def _mutation(mutation: Object, at: str) -> Errors:
     if patch is None:
         return [*errors, required(f"{at}.{own}", f"{own} must be specified when patchType is {kind}")]
     text = patch.get("expression") or ""
-    return errors + ([required(f"{at}.{own}.expression", "expression is not specified")] if not text.strip() else expression_errors(text, f"{at}.{own}.expression", ""))
+    return errors + (
+        [required(f"{at}.{own}.expression", "expression is not specified")] if not text.strip() else expression_errors(text, f"{at}.{own}.expression", "")
+    )
 
 
 class MutatingAdmissionPolicyBinding(Kind):

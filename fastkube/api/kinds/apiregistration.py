@@ -75,7 +75,13 @@ class APIService(Kind):
 def _local_condition() -> Object:
     from fastkube.runtime import clock
 
-    return {"type": "Available", "status": "True", "lastTransitionTime": clock.rfc3339(), "reason": "Local", "message": "Local APIServices are always available"}
+    return {
+        "type": "Available",
+        "status": "True",
+        "lastTransitionTime": clock.rfc3339(),
+        "reason": "Local",
+        "message": "Local APIServices are always available",
+    }
 
 
 KINDS = [APIService]

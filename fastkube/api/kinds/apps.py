@@ -92,7 +92,16 @@ class Deployment(_Workload):
 
     def validate_status(self, obj: Object, old: Object) -> list[FieldError]:
         status = obj.get("status") or {}
-        names = ("observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas", "terminatingReplicas", "collisionCount")
+        names = (
+            "observedGeneration",
+            "replicas",
+            "updatedReplicas",
+            "readyReplicas",
+            "availableReplicas",
+            "unavailableReplicas",
+            "terminatingReplicas",
+            "collisionCount",
+        )
         errors = counts(status, "status", *names)
         for name in ("updatedReplicas", "readyReplicas", "availableReplicas"):
             if status.get(name, 0) > status.get("replicas", 0):
@@ -261,6 +270,11 @@ class DaemonSet(_Workload):
     kind = "DaemonSet"
     GENERATION = "deprecated.daemonset.template.generation"
 
+    def default(self, obj: Object) -> None:
+        super().default(obj)
+        annotations = obj["metadata"].setdefault("annotations", {})
+        annotations.setdefault(self.GENERATION, "0")  # the write's own count follows when it is prepared
+
     def default_spec(self, spec: Object) -> None:
         strategy = spec.setdefault("updateStrategy", {})
         if not strategy.get("type"):
@@ -325,7 +339,16 @@ class DaemonSet(_Workload):
         return errors
 
     def validate_status(self, obj: Object, old: Object) -> list[FieldError]:
-        names = ("currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady", "observedGeneration", "updatedNumberScheduled", "numberAvailable", "numberUnavailable")
+        names = (
+            "currentNumberScheduled",
+            "numberMisscheduled",
+            "desiredNumberScheduled",
+            "numberReady",
+            "observedGeneration",
+            "updatedNumberScheduled",
+            "numberAvailable",
+            "numberUnavailable",
+        )
         return counts(obj.get("status") or {}, "status", *names)
 
 
@@ -336,7 +359,11 @@ class ControllerRevision(Kind):
     has_generation = False
 
     def validate_create(self, obj: Object) -> list[FieldError]:
-        errors: Errors = [] if isinstance(obj.get("data"), dict) else [required("data", "data must be a valid JSON object" if obj.get("data") is not None else "data is mandatory")]
+        errors: Errors = (
+            []
+            if isinstance(obj.get("data"), dict)
+            else [required("data", "data must be a valid JSON object" if obj.get("data") is not None else "data is mandatory")]
+        )
         return errors + nonnegative(obj.get("revision", 0), "revision")
 
     def validate_update(self, obj: Object, old: Object) -> list[FieldError]:

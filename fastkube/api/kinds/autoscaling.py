@@ -65,7 +65,9 @@ def _spec(spec: Object) -> Errors:
     if low is not None and low < least:
         errors.append(invalid_value("spec.minReplicas", low, f"must be greater than or equal to {least}"))
     if high < 1:
-        errors.append(required("spec.maxReplicas", "must be set and greater than 0") if not high else invalid_value("spec.maxReplicas", high, "must be greater than 0"))
+        errors.append(
+            required("spec.maxReplicas", "must be set and greater than 0") if not high else invalid_value("spec.maxReplicas", high, "must be greater than 0")
+        )
     if low is not None and high < low:
         errors.append(invalid_value("spec.maxReplicas", high, "must be greater than or equal to `minReplicas`"))
     errors += cross_reference(spec.get("scaleTargetRef") or {}, "spec.scaleTargetRef")
@@ -111,7 +113,13 @@ def _metric(metric: Object, at: str) -> Errors:
     if kind not in _SOURCES:
         errors.append(not_supported(f"{at}.type", kind, _SOURCE_TYPES))
     given: dict[str, None] = {}
-    checks = {"object": _object_source, "external": _external_source, "pods": _pods_source, "resource": _resource_source, "containerResource": _container_source}
+    checks = {
+        "object": _object_source,
+        "external": _external_source,
+        "pods": _pods_source,
+        "resource": _resource_source,
+        "containerResource": _container_source,
+    }
     for key, check in checks.items():
         if metric.get(key) is not None:
             given[key] = None
@@ -151,7 +159,11 @@ def _target(target: Object, at: str) -> Errors:
 
 def _object_source(source: Object, at: str) -> Errors:
     target = source.get("target") or {}
-    errors = cross_reference(source.get("describedObject") or {}, f"{at}.describedObject") + _identifier(source.get("metric") or {}, f"{at}.metric") + _target(target, f"{at}.target")
+    errors = (
+        cross_reference(source.get("describedObject") or {}, f"{at}.describedObject")
+        + _identifier(source.get("metric") or {}, f"{at}.metric")
+        + _target(target, f"{at}.target")
+    )
     if target.get("value") is None and target.get("averageValue") is None:
         errors.append(required(f"{at}.target.averageValue", "must set either a target value or averageValue"))
     return errors

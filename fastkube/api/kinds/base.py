@@ -5,9 +5,9 @@ Methods mutate `obj` in place where their name is a verb of change (`default`, `
 (`validate_*`, `warnings`). They never do I/O; the few that stamp a time or make a name take it from `runtime.clock` and `runtime.entropy`.
 
 The order in the API server's pipeline:
-  create: decode, strict/type check (schema), convert, default, meta.prepare_create and fill_create, prepare_create, admission (mutating), validate_create,
+  create: decode, strict/type check (schema), convert, default, meta.prepare_create, admission (mutating), meta.fill_create, prepare_create, validate_create,
           admission (validating)
-  update: decode, ..., default, prepare_update(obj, old), admission, validate_update(obj, old), admission
+  update: decode, ..., default, meta.prepare_update, admission (mutating), prepare_update(obj, old), validate_update(obj, old), admission (validating)
   status: the same with prepare_status and validate_status
 ObjectMeta is common to all (`api.meta`): its rules are called by the pipeline, not by each kind.
 """
@@ -20,6 +20,13 @@ from fastkube.api import schema
 from fastkube.api.errors import FieldError
 
 Object = dict[str, Any]
+
+
+def null_when_empty(holder: Object | None, *names: str) -> None:
+    """Required lists that are empty are stored as null (upstream stores protobuf, which cannot tell one from the other)."""
+    for name in names:
+        if holder is not None and holder.get(name) == []:
+            holder[name] = None
 
 
 class Kind:

@@ -8,9 +8,9 @@ import zoneinfo
 from typing import Any
 
 from fastkube.api import formats, internal
-from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
+from fastkube.api.errors import FieldError, duplicate, invalid_value, not_supported, required, too_long, too_many
 from fastkube.api.kinds import cron, pod_defaults, pod_spec
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import Kind, Object, null_when_empty
 from fastkube.api.kinds.common import Errors, immutable, label_selector, nonnegative, rule
 from fastkube.api.kinds.workloads import counts, selected_template, template_warnings
 
@@ -57,6 +57,7 @@ class Job(Kind):
     def prepare_create(self, obj: Object) -> None:
         super().prepare_create(obj)
         spec, meta = obj["spec"], obj["metadata"]
+        null_when_empty(spec.get("podFailurePolicy"), "rules")
         if spec.get("manualSelector"):
             return
         # The selector is the job's own: by its uid, which the template's labels carry.
@@ -68,7 +69,9 @@ class Job(Kind):
         if spec.get("selector") is None:
             spec["selector"] = {}
         spec["selector"].setdefault("matchLabels", {})[CONTROLLER_UID] = uid
-        if not meta.get("labels"):
+        if formats.label_value(name):
+            pass  # the name makes no label, so the job is refused: for its template's labels, not for its own
+        elif not meta.get("labels"):
             meta["labels"] = dict(labels)
         else:
             for own in ("controller-uid", "job-name", CONTROLLER_UID, JOB_NAME):
@@ -106,7 +109,12 @@ class Job(Kind):
         errors += immutable(new.get("selector"), before.get("selector"), "spec.selector")
         errors += self._template(new, before, old)
         errors += immutable(new.get("completionMode"), before.get("completionMode"), "spec.completionMode")
-        for key, definition in (("podFailurePolicy", "batch.v1.PodFailurePolicy"), ("backoffLimitPerIndex", ""), ("managedBy", ""), ("successPolicy", "batch.v1.SuccessPolicy")):
+        for key, definition in (
+            ("podFailurePolicy", "batch.v1.PodFailurePolicy"),
+            ("backoffLimitPerIndex", ""),
+            ("managedBy", ""),
+            ("successPolicy", "batch.v1.SuccessPolicy"),
+        ):
             if (new.get(key) if new.get(key) is not None else None) != before.get(key):
                 value = internal.view(definition, new.get(key)) if definition and new.get(key) is not None else new.get(key)
                 errors.append(invalid_value(f"spec.{key}", value, "field is immutable"))
@@ -119,7 +127,7 @@ class Job(Kind):
         if new.get("completionMode") != "Indexed" or old.get("completionMode") != "Indexed":
             return immutable(new.get("completions"), old.get("completions"), "spec.completions")
         if new.get("completions") is None:
-            return [required("spec.completions", "cannot be changed to nil")] if False else immutable(None, old.get("completions"), "spec.completions")
+            return immutable(None, old.get("completions"), "spec.completions")
         if new.get("completions") != new.get("parallelism"):
             return [invalid_value("spec.completions", new["completions"], "can only be modified in tandem with spec.parallelism")]
         return []
@@ -158,7 +166,9 @@ def _job_warnings(spec: Object, old: Object | None, at: str) -> list[str]:
     out = []
     completions, parallelism = spec.get("completions") or 0, spec.get("parallelism") or 0
     if spec.get("completionMode") == "Indexed" and completions > 100_000 and parallelism > 10_000:
-        out.append("In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail")
+        out.append(
+            "In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail"
+        )
     return out + template_warnings(spec.get("template"), old.get("template") if old else None, f"{at}.template")
 
 
@@ -251,14 +261,18 @@ def _completion_mode(spec: Object, at: str) -> Errors:
         if most is not None and most > _COMPLETIONS_MAX:
             errors.append(invalid_value(f"{at}.maxFailedIndexes", most, f"must be less than or equal to {_COMPLETIONS_MAX}"))
         if completions is not None and completions > _COMPLETIONS_MAX and parallelism > 10_000:
-            errors.append(invalid_value(f"{at}.parallelism", parallelism, f"must be less than or equal to 10000 when completions are above {_COMPLETIONS_MAX} and used with backoff limit per index"))
+            errors.append(
+                invalid_value(
+                    f"{at}.parallelism",
+                    parallelism,
+                    f"must be less than or equal to 10000 when completions are above {_COMPLETIONS_MAX} and used with backoff limit per index",
+                )
+            )
     return errors
 
 
 def _domain_path(value: str, at: str) -> Errors:
     if len(value.encode()) > 63:
-        from fastkube.api.errors import too_long
-
         return [too_long(at, 63)]
     if not value:
         return [required(at)]
@@ -284,8 +298,6 @@ def _failure_policy(spec: Object, at: str) -> Errors:
     pod = (spec.get("template") or {}).get("spec") or {}
     names = {c.get("name") for key in ("containers", "initContainers") for c in pod.get(key) or ()}
     if len(rules) > _FAILURE_RULES_MAX:
-        from fastkube.api.errors import too_many
-
         errors.append(too_many(f"{at}.rules", len(rules), _FAILURE_RULES_MAX))
     for i, entry in enumerate(rules):
         errors += _failure_rule(entry, names, spec, f"{at}.rules[{i}]")
@@ -305,8 +317,6 @@ def _failure_rule(entry: Object, names: set[Any], spec: Object, at: str) -> Erro
     if codes is not None:
         errors += _exit_codes(codes, names, f"{at}.onExitCodes")
     if len(conditions) > 20:
-        from fastkube.api.errors import too_many
-
         errors.append(too_many(f"{at}.onPodConditions", len(conditions), 20))
     for i, pattern in enumerate(conditions):
         here = f"{at}.onPodConditions[{i}]"
@@ -336,17 +346,16 @@ def _exit_codes(codes: Object, names: set[Any], at: str) -> Errors:
     if not values:
         errors.append(invalid_value(f"{at}.values", values, "at least one value is required"))
     elif len(values) > 255:
-        from fastkube.api.errors import too_many
-
         errors.append(too_many(f"{at}.values", len(values), 255))
-    ordered, seen = True, set()
+    ordered, last, seen = True, 0, set()
     for i, value in enumerate(values or ()):
         if operator == "In" and value == 0:
             errors.append(invalid_value(f"{at}.values[{i}]", value, "must not be 0 for the In operator"))
         if value in seen:
             errors.append(duplicate(f"{at}.values[{i}]", value))
         seen.add(value)
-        ordered = ordered and (i == 0 or values[i - 1] <= value)
+        ordered = ordered and (i == 0 or last <= value)
+        last = value
     if not ordered:
         errors.append(invalid_value(f"{at}.values", values, "must be ordered"))
     return errors
@@ -360,8 +369,6 @@ def _success_policy(spec: Object, at: str) -> Errors:
     if not rules:
         return [required(f"{at}.rules", "at least one rules must be specified when the successPolicy is specified")]
     if len(rules) > 20:
-        from fastkube.api.errors import too_many
-
         errors.append(too_many(f"{at}.rules", len(rules), 20))
     completions = spec.get("completions") or 0
     for i, entry in enumerate(rules):
@@ -377,29 +384,37 @@ def _success_policy(spec: Object, at: str) -> Errors:
         if count is not None:
             errors += nonnegative(count, f"{here}.succeededCount")
             if count > completions:
-                errors.append(invalid_value(f"{here}.succeededCount", count, f"must be less than or equal to {completions} (the number of specified completions)"))
+                errors.append(
+                    invalid_value(f"{here}.succeededCount", count, f"must be less than or equal to {completions} (the number of specified completions)")
+                )
             if indexes is not None and total and count > total:
-                errors.append(invalid_value(f"{here}.succeededCount", count, f"must be less than or equal to {total} (the number of indexes in the specified succeededIndexes field)"))
+                errors.append(
+                    invalid_value(
+                        f"{here}.succeededCount",
+                        count,
+                        f"must be less than or equal to {total} (the number of indexes in the specified succeededIndexes field)",
+                    )
+                )
     return errors
 
 
 def _indexes(text: str, completions: int) -> tuple[int, str]:
-    """"1,3-5" -> (4, ""), or (0, what is wrong)."""
+    """ "1,3-5" -> (4, ""), or (0, what is wrong)."""
     total, last = 0, -1
     if not text:
         return 0, ""
     for part in text.split(","):
         ends = part.split("-")
         if len(ends) > 2:
-            return 0, f'the fragment "{part}" violates the requirement that an index interval can have at most two parts separated by \'-\''
+            return 0, f"the fragment \"{part}\" violates the requirement that an index interval can have at most two parts separated by '-'"
         try:
             numbers = [int(e) for e in ends]
         except ValueError:
             bad = next(e for e in ends if not e.isdigit())
-            return 0, f"cannot convert string to integer for index: \"{bad}\""
+            return 0, f'cannot convert string to integer for index: "{bad}"'
         for number in numbers:
             if number >= completions:
-                return 0, f"too large index: \"{number}\""
+                return 0, f'too large index: "{number}"'
         if numbers[0] <= last:
             return 0, f"non-increasing order, previous: {last}, current: {numbers[0]}"
         if len(numbers) == 2 and numbers[1] <= numbers[0]:
@@ -476,10 +491,12 @@ class CronJob(Kind):
         out = []
         name = obj["metadata"].get("name") or ""
         if old is None and name and formats.label(name):
-            out.append(f'metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: {list(formats.label(name))}'.replace("'", '"') if False else _name_warning(name))
+            out.append(_name_warning(name))
         schedule = obj["spec"].get("schedule") or ""
         if "TZ" in schedule and old is not None and "TZ" in (old["spec"].get("schedule") or ""):
-            out.append("CRON_TZ or TZ used in spec.schedule is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details")
+            out.append(
+                "CRON_TZ or TZ used in spec.schedule is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details"
+            )
         new = (obj["spec"].get("jobTemplate") or {}).get("spec") or {}
         before = ((old["spec"].get("jobTemplate") or {}).get("spec") or {}) if old else None
         return out + _job_warnings(new, before, "spec.jobTemplate.spec")
@@ -523,4 +540,3 @@ def _time_zone(zone: str, at: str) -> Errors:
 
 
 KINDS = [Job, CronJob]
-_ = forbidden_field

@@ -6,11 +6,9 @@ import base64
 import re
 from typing import Any
 
-import orjson
-
 from fastkube.api import formats, quantity
 from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required, too_long
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import Kind, Object, null_when_empty
 from fastkube.api.kinds.common import Errors, enum, immutable, native_resource, resource_quantity, rule
 from fastkube.api.kinds.pod_containers import PROTOCOLS, container_resource_name, resource_name
 from fastkube.runtime import entropy
@@ -119,7 +117,10 @@ _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\r?\n.*?-----END \1-----", re.S
 
 def _key_pair(certificate: bytes, key: bytes) -> str:
     """What Go's tls package says of a certificate and key that do not make a pair; "" of a pair."""
-    for what, data, wanted in (("certificate", certificate, lambda k: k == b"CERTIFICATE"), ("key", key, lambda k: k == b"PRIVATE KEY" or k.endswith(b" PRIVATE KEY"))):
+    for what, data, wanted in (
+        ("certificate", certificate, lambda k: k == b"CERTIFICATE"),
+        ("key", key, lambda k: k == b"PRIVATE KEY" or k.endswith(b" PRIVATE KEY")),
+    ):
         kinds = [m[1] for m in _PEM.finditer(data)]
         if not kinds:
             return f"tls: failed to find any PEM data in {what} input"
@@ -229,6 +230,10 @@ class LimitRange(Kind):
     def prepare_create(self, obj: Object) -> None:
         if not obj["metadata"].get("name"):
             obj["metadata"]["name"] = entropy.uid()
+        null_when_empty(obj.get("spec"), "limits")
+
+    def prepare_update(self, obj: Object, old: Object) -> None:
+        null_when_empty(obj.get("spec"), "limits")
 
     def default(self, obj: Object) -> None:
         for item in (obj.get("spec") or {}).get("limits") or ():
@@ -333,13 +338,33 @@ def _limit_values(item: Object, name: str, at: str) -> Errors:
 # ---- ResourceQuota
 
 _SCOPES = {"Terminating", "NotTerminating", "BestEffort", "NotBestEffort", "PriorityClass", "CrossNamespacePodAffinity", "VolumeAttributesClass"}
-_POD_ONLY = {"cpu", "memory", "pods", "requests.cpu", "requests.memory", "requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage"}
+_POD_ONLY = {
+    "cpu",
+    "memory",
+    "pods",
+    "requests.cpu",
+    "requests.memory",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+}
 _QUOTA_STANDARD = {
     "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.storage", "requests.ephemeral-storage", "limits.cpu", "limits.memory",
     "limits.ephemeral-storage", "pods", "resourcequotas", "services", "replicationcontrollers", "secrets", "persistentvolumeclaims", "configmaps", "services.nodeports",
     "services.loadbalancers",
 }  # fmt: skip
-_INTEGER_QUOTAS = {"pods", "resourcequotas", "services", "replicationcontrollers", "secrets", "configmaps", "persistentvolumeclaims", "services.nodeports", "services.loadbalancers"}
+_INTEGER_QUOTAS = {
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+}
 
 
 class ResourceQuota(Kind):
@@ -375,7 +400,10 @@ class ResourceQuota(Kind):
 def _quota_name(name: str, at: str) -> Errors:
     errors = rule(formats.qualified_name, name, at)
     if not errors and "/" not in name and name not in _QUOTA_STANDARD and not name.startswith(("hugepages-", "requests.hugepages-")):
-        return [invalid_value(at, name, "must be a standard resource for quota")] if False else [invalid_value(at, name, "must be a standard resource type or fully qualified"), invalid_value(at, name, "must be a standard resource for quota")]
+        return [
+            invalid_value(at, name, "must be a standard resource type or fully qualified"),
+            invalid_value(at, name, "must be a standard resource for quota"),
+        ]
     return errors
 
 
@@ -387,7 +415,11 @@ def _quota_scopes(spec: Object) -> Errors:
     for scope in scopes:
         if scope not in _SCOPES:
             errors.append(invalid_value("spec.scopes", scopes, "unsupported scope"))
-        errors += [invalid_value("spec.scopes", scopes, "unsupported scope applied to resource") for name in sorted(spec.get("hard") or ()) if not _scope_fits(scope, name)]
+        errors += [
+            invalid_value("spec.scopes", scopes, "unsupported scope applied to resource")
+            for name in sorted(spec.get("hard") or ())
+            if not _scope_fits(scope, name)
+        ]
     for a, b in (("BestEffort", "NotBestEffort"), ("Terminating", "NotTerminating")):
         if a in scopes and b in scopes:
             errors.append(invalid_value("spec.scopes", scopes, "conflicting scopes"))
@@ -413,7 +445,11 @@ def _scope_selector(spec: Object) -> Errors:
         scope, operator, values = expression.get("scopeName") or "", expression.get("operator") or "", expression.get("values") or []
         if scope not in _SCOPES:
             errors.append(invalid_value(f"{at}.scopeName", scope, "unsupported scope"))
-        errors += [invalid_value(at, spec["scopeSelector"], "unsupported scope applied to resource") for name in sorted(spec.get("hard") or ()) if not _scope_fits(scope, name)]
+        errors += [
+            invalid_value(at, spec["scopeSelector"], "unsupported scope applied to resource")
+            for name in sorted(spec.get("hard") or ())
+            if not _scope_fits(scope, name)
+        ]
         if scope in ("BestEffort", "NotBestEffort", "Terminating", "NotTerminating", "CrossNamespacePodAffinity") and operator != "Exists":
             text = "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity"
             errors.append(invalid_value(f"{at}.operator", operator, text))
@@ -486,7 +522,7 @@ def non_special_ip(value: str, at: str) -> Errors:
         return [invalid_value(at, value, "must be a valid IP address")]
     errors: Errors = []
     if ip.is_unspecified:
-        errors.append(invalid_value(at, value, f"may not be unspecified ({'0.0.0.0' if ip.version == 4 else '::'})") if False else invalid_value(at, value, f"may not be unspecified ({value})"))
+        errors.append(invalid_value(at, value, f"may not be unspecified ({value})"))
     if ip.is_loopback:
         errors.append(invalid_value(at, value, "may not be in the loopback range (127.0.0.0/8, ::1/128)"))
     if ip.is_link_local:
@@ -528,4 +564,3 @@ class Binding(Kind):
 
 
 KINDS: list[Any] = [ConfigMap, Secret, ServiceAccount, Namespace, LimitRange, ResourceQuota, Endpoints, Binding]
-_ = orjson

@@ -52,8 +52,8 @@ def parse(text: str) -> Schedule:
     fields = text.split()
     if len(fields) != 5:
         raise CronError(f"expected exactly 5 fields, found {len(fields)}: [{' '.join(fields)}]")
-    values = [_field(fields[i], i) for i in range(5)]
-    return Schedule(*(v for v, _ in values), star_day=values[2][1], star_weekday=values[4][1], zone=zone)
+    minutes, hours, days, months, weekdays = (_field(fields[i], i) for i in range(5))
+    return Schedule(minutes[0], hours[0], days[0], months[0], weekdays[0], days[1], weekdays[1], zone)
 
 
 def explain(text: str) -> str:
@@ -70,7 +70,8 @@ def _descriptor(text: str, zone: str) -> Schedule:
         seconds = _duration(text[7:])
         if seconds is None:
             raise CronError(f'failed to parse duration {text}: time: invalid duration "{text[7:]}"')
-        return Schedule(*(frozenset[int]() for _ in range(5)), star_day=True, star_weekday=True, zone=zone, every_seconds=max(1, seconds))
+        none: frozenset[int] = frozenset()
+        return Schedule(none, none, none, none, none, True, True, zone, max(1, seconds))
     if text not in _DESCRIPTORS:
         raise CronError(f"unrecognized descriptor: {text}")
     plain = parse(_DESCRIPTORS[text])
@@ -104,8 +105,6 @@ def _range(text: str, index: int) -> tuple[range, bool]:
     single = len(ends) == 1
     if ends[0] in ("*", "?"):
         low, high, star = low_bound, high_bound, True
-        if not single:
-            pass
     else:
         low = _number(ends[0], index)
         if len(ends) == 1:

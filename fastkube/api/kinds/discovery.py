@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fastkube.api import formats
-from fastkube.api.errors import FieldError, duplicate, invalid_value, not_supported, required, too_long, too_many
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.errors import FieldError, duplicate, invalid_value, not_supported, required, too_many
+from fastkube.api.kinds.base import Kind, Object, null_when_empty
 from fastkube.api.kinds.common import Errors, immutable, rule
 from fastkube.api.kinds.config import non_special_ip
 from fastkube.api.meta import validate_labels
@@ -25,8 +25,15 @@ class EndpointSlice(Kind):
             if port.get("protocol") is None:
                 port["protocol"] = "TCP"
 
+    def prepare_create(self, obj: Object) -> None:
+        super().prepare_create(obj)
+        null_when_empty(obj, "endpoints", "ports")
+
     def prepare_update(self, obj: Object, old: Object) -> None:
-        changed = any(obj.get(k) != old.get(k) for k in ("addressType", "endpoints", "ports")) or (obj["metadata"].get("labels") or {}) != (old["metadata"].get("labels") or {})
+        null_when_empty(obj, "endpoints", "ports")
+        changed = any(obj.get(k) != old.get(k) for k in ("addressType", "endpoints", "ports")) or (obj["metadata"].get("labels") or {}) != (
+            old["metadata"].get("labels") or {}
+        )
         obj["metadata"]["generation"] = old["metadata"].get("generation", 0) + changed
 
     def validate_create(self, obj: Object) -> list[FieldError]:
@@ -69,7 +76,11 @@ def _endpoint(endpoint: Object, kind: str, at: str) -> Errors:
         errors.append(too_many(f"{at}.deprecatedTopology", len(topology), _TOPOLOGY_MAX))
     errors += validate_labels(topology, f"{at}.deprecatedTopology")
     if "topology.kubernetes.io/zone" in topology:
-        errors.append(invalid_value(f"{at}.deprecatedTopology[topology.kubernetes.io/zone]", topology["topology.kubernetes.io/zone"], "must be specified in the zone field"))
+        errors.append(
+            invalid_value(
+                f"{at}.deprecatedTopology[topology.kubernetes.io/zone]", topology["topology.kubernetes.io/zone"], "must be specified in the zone field"
+            )
+        )
     if endpoint.get("hostname") is not None:
         errors += rule(formats.label, endpoint["hostname"], f"{at}.hostname")
     hints = endpoint.get("hints") or {}
@@ -126,11 +137,14 @@ def _ports(ports: list[Object]) -> Errors:
             errors.append(duplicate(f"{at}.name", name))
         names.add(name)
         if port.get("protocol") not in ("SCTP", "TCP", "UDP"):
-            errors.append(not_supported(f"{at}.protocol", port.get("protocol") or "", ("SCTP", "TCP", "UDP")) if port.get("protocol") is not None else required(f"{at}.protocol"))
+            errors.append(
+                not_supported(f"{at}.protocol", port.get("protocol") or "", ("SCTP", "TCP", "UDP"))
+                if port.get("protocol") is not None
+                else required(f"{at}.protocol")
+            )
         if port.get("appProtocol") is not None:
             errors += rule(formats.qualified_name, port["appProtocol"], f"{at}.appProtocol")
     return errors
 
 
 KINDS = [EndpointSlice]
-_ = too_long

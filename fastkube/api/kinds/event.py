@@ -31,7 +31,13 @@ class Event(Kind):
         ref = obj.get("involvedObject") or {}
         out = {f"involvedObject.{k}": ref.get(k) or "" for k in ("kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath")}
         source = (obj.get("source") or {}).get("component") or obj.get("reportingComponent") or ""
-        return {**out, "reason": obj.get("reason") or "", "reportingComponent": obj.get("reportingComponent") or "", "source": source, "type": obj.get("type") or ""}
+        return {
+            **out,
+            "reason": obj.get("reason") or "",
+            "reportingComponent": obj.get("reportingComponent") or "",
+            "source": source,
+            "type": obj.get("type") or "",
+        }
 
 
 _TEXT_MAX, _NOTE_MAX = 128, 1024

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastkube.api import formats, internal
+from fastkube.api import formats
 from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
 from fastkube.api.kinds.base import Kind, Object
 from fastkube.api.kinds.common import Errors, rule
@@ -35,9 +33,6 @@ class FlowSchema(Kind):
         spec = obj.setdefault("spec", {"priorityLevelConfiguration": {"name": ""}})
         if not spec.get("matchingPrecedence"):
             spec["matchingPrecedence"] = 1000
-
-    def name_errors(self, name: str, prefix: bool = False) -> list[str]:
-        return super().name_errors(name, prefix)
 
     def validate_create(self, obj: Object) -> list[FieldError]:
         spec = obj["spec"]
@@ -103,7 +98,11 @@ def _subject(subject: Object, at: str) -> Errors:
         errors += rule(formats.subdomain, ref["name"], f"{here}.name")
     if ref is not None and own == "serviceAccount":
         namespace = ref.get("namespace") or ""
-        errors += [required(f"{here}.namespace", "must specify namespace for service account")] if not namespace else rule(formats.label, namespace, f"{here}.namespace")
+        errors += (
+            [required(f"{here}.namespace", "must specify namespace for service account")]
+            if not namespace
+            else rule(formats.label, namespace, f"{here}.namespace")
+        )
     for name, field in _SUBJECTS.items():
         if field != own and subject.get(field) is not None:
             errors.append(forbidden_field(f"{at}.{field}", f"{field} is forbidden when subject kind is not '{name}'"))
@@ -134,7 +133,10 @@ def _resource_rule(entry: Object, at: str) -> Errors:
             errors.append(invalid_value(f"{at}.namespaces", namespaces, "if '*' is present, must not specify other namespaces"))
     else:
         for i, namespace in enumerate(namespaces):
-            errors += [invalid_value(f"{at}.namespaces[{i}]", namespace, f"each member of this list must be '*' or a DNS-1123 label; {m}") for m in formats.label(namespace)]
+            errors += [
+                invalid_value(f"{at}.namespaces[{i}]", namespace, f"each member of this list must be '*' or a DNS-1123 label; {m}")
+                for m in formats.label(namespace)
+            ]
     return errors
 
 
@@ -232,7 +234,11 @@ def _limited(limited: Object, at: str) -> Errors:
         if queuing is not None:
             errors.append(forbidden_field(f"{here}.queuing", "must be nil if limited.limitResponse.type is not Limited"))
     elif kind == "Queue":
-        errors += _queuing(queuing, f"{here}.queuing") if queuing is not None else [required(f"{here}.queuing", "must not be empty if limited.limitResponse.type is Limited")]
+        errors += (
+            _queuing(queuing, f"{here}.queuing")
+            if queuing is not None
+            else [required(f"{here}.queuing", "must not be empty if limited.limitResponse.type is Limited")]
+        )
     else:
         errors.append(not_supported(f"{here}.type", kind, ("Queue", "Reject")))
     if borrowing is not None and borrowing < 0:
@@ -255,7 +261,9 @@ def _queuing(queuing: Object, at: str) -> Errors:
         errors.append(invalid_value(f"{at}.handSize", hand, f"should not be greater than queues ({queues})"))
     elif queues > 0 and _entropy_bits(queues, hand) > 60:
         bits = _entropy_bits(queues, hand)
-        errors.append(invalid_value(f"{at}.handSize", hand, f"required entropy bits of deckSize {queues} and handSize {hand} should not be greater than 60") if bits else _none())
+        errors.append(
+            invalid_value(f"{at}.handSize", hand, f"required entropy bits of deckSize {queues} and handSize {hand} should not be greater than 60; it is {bits}")
+        )
     return errors
 
 
@@ -263,10 +271,6 @@ def _entropy_bits(deck: int, hand: int) -> int:
     import math
 
     return math.ceil(sum(math.log2(deck - i) for i in range(hand)))
-
-
-def _none() -> Any:
-    return internal
 
 
 KINDS = [FlowSchema, PriorityLevelConfiguration]

@@ -73,9 +73,7 @@ def _policy_port(port: Object, at: str) -> Errors:
                 errors.append(invalid_value(f"{at}.endPort", number, "must be greater than or equal to `port`"))
             errors += [invalid_value(f"{at}.endPort", end, m) for m in formats.port_number(end)]
     elif end is not None:
-        errors.append(required(f"{at}.port", "must be specified when `endPort` is specified")) if False else errors.append(
-            invalid_value(f"{at}.endPort", end, "may not be specified when `port` is not specified")
-        )
+        errors.append(invalid_value(f"{at}.endPort", end, "may not be specified when `port` is not specified"))
     return errors
 
 
@@ -160,7 +158,7 @@ class Ingress(Kind):
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         if CLASS_ANNOTATION in (obj["metadata"].get("annotations") or {}) and old is None:
-            return [f'annotation "{CLASS_ANNOTATION}" is deprecated, please use \'spec.ingressClassName\' instead']
+            return [f"annotation \"{CLASS_ANNOTATION}\" is deprecated, please use 'spec.ingressClassName' instead"]
         return []
 
 
@@ -268,7 +266,11 @@ class IngressClass(Kind):
         elif scope not in ("Cluster", "Namespace"):
             errors.append(not_supported(f"{at}.scope", scope, ("Cluster", "Namespace")))
         if scope == "Namespace":
-            errors += [required(f"{at}.namespace", "`parameters.scope` is set to 'Namespace'")] if not namespace else rule(formats.label, namespace, f"{at}.namespace")
+            errors += (
+                [required(f"{at}.namespace", "`parameters.scope` is set to 'Namespace'")]
+                if not namespace
+                else rule(formats.label, namespace, f"{at}.namespace")
+            )
         if scope == "Cluster" and namespace is not None:
             errors.append(forbidden_field(f"{at}.namespace", "`parameters.scope` is set to 'Cluster'"))
         return errors

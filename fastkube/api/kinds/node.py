@@ -126,7 +126,9 @@ def _taints(taints: list[Object], field: str) -> Errors:
 def _taint_text(taint: Object) -> str:
     import orjson
 
-    return orjson.dumps({"Key": taint.get("key", ""), "Value": taint.get("value", ""), "Effect": taint.get("effect", ""), "TimeAdded": taint.get("timeAdded")}).decode()
+    return orjson.dumps(
+        {"Key": taint.get("key", ""), "Value": taint.get("value", ""), "Effect": taint.get("effect", ""), "TimeAdded": taint.get("timeAdded")}
+    ).decode()
 
 
 KINDS = [Node]

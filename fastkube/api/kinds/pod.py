@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastkube.api import formats, internal, quantity
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value
 from fastkube.api.kinds import pod_containers, pod_defaults, pod_spec, pod_warnings
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import Kind, Object, null_when_empty
 from fastkube.api.kinds.common import INT32_MAX, Errors, rule
 
 _UPDATABLE = (
@@ -56,6 +54,9 @@ class Pod(Kind):
 
     def default(self, obj: Object) -> None:
         pod_defaults.pod(obj)
+        status = obj.get("status")
+        if status:
+            _pair_ips(status)
 
     def prepare_create(self, obj: Object) -> None:
         obj["metadata"]["generation"] = 1
@@ -63,9 +64,18 @@ class Pod(Kind):
         if spec.get("terminationGracePeriodSeconds", 0) < 0:
             spec["terminationGracePeriodSeconds"] = 1
         obj["status"] = {"phase": "Pending", "qosClass": qos_class(spec)}
+        for volume in spec.get("volumes") or ():
+            if "projected" in volume:
+                null_when_empty(volume["projected"], "sources")
         if spec.get("schedulingGates"):
             obj["status"]["conditions"] = [
-                {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates", "lastTransitionTime": None}
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "SchedulingGated",
+                    "message": "Scheduling is blocked due to non-empty scheduling gates",
+                    "lastTransitionTime": None,
+                }
             ]
         for term in _affinity_terms(spec):
             _match_labels(term, obj["metadata"].get("labels") or {})
@@ -146,7 +156,13 @@ class Pod(Kind):
             if container["name"] not in new:
                 errors.append(forbidden_field("spec.ephemeralContainers", f'existing ephemeral containers "{container["name"]}" may not be removed\n'))
             elif new[container["name"]] != container:
-                errors.append(forbidden_field("spec.ephemeralContainers", f'existing ephemeral containers "{container["name"]}" may not be changed\n' + internal.difference("core.v1.EphemeralContainer", container, new[container["name"]])))
+                errors.append(
+                    forbidden_field(
+                        "spec.ephemeralContainers",
+                        f'existing ephemeral containers "{container["name"]}" may not be changed\n'
+                        + internal.difference("core.v1.EphemeralContainer", container, new[container["name"]]),
+                    )
+                )
         return errors
 
     def validate_resize(self, obj: Object, old: Object) -> list[FieldError]:
@@ -189,6 +205,15 @@ class Pod(Kind):
         if not spec.get("nodeName") or (obj.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
             seconds = 0
         return 1 if seconds < 0 else seconds
+
+
+def _pair_ips(status: Object) -> None:
+    """podIP is the first of podIPs; where they differ, it is the one that counts."""
+    ip, ips = status.get("podIP"), status.get("podIPs") or []
+    if ip and (not ips or ips[0].get("ip") != ip):
+        status["podIPs"] = [{"ip": ip}]
+    elif ips and not ip:
+        status["podIP"] = ips[0].get("ip") or ""
 
 
 def _with_resources(container: Object, old: Object) -> Object:
@@ -246,7 +271,11 @@ def _metadata_and_spec(obj: Object) -> Errors:
         for i, volume in enumerate(spec.get("volumes") or ()):
             for j, source in enumerate((volume.get("projected") or {}).get("sources") or ()):
                 if source.get("serviceAccountToken") is not None:
-                    errors.append(forbidden_field(f"spec.volumes[{i}].projected.sources[{j}].serviceAccountToken", "must not be specified when serviceAccountName is not set"))
+                    errors.append(
+                        forbidden_field(
+                            f"spec.volumes[{i}].projected.sources[{j}].serviceAccountToken", "must not be specified when serviceAccountName is not set"
+                        )
+                    )
     return errors + pod_containers.whitespace_in_images(spec, "spec")
 
 
@@ -281,7 +310,11 @@ def _added_tolerations(new: list[Object], old: list[Object]) -> Errors:
 def _removed_gates(new: list[Object], old: list[Object]) -> Errors:
     before = {g.get("name") for g in old}
     added = [g.get("name") for g in new if g.get("name") not in before]
-    return [forbidden_field(f"spec.schedulingGates[{i}].name", "only deletion is allowed, but found new scheduling gate") for i, g in enumerate(new) if g.get("name") in added]
+    return [
+        forbidden_field(f"spec.schedulingGates[{i}].name", "only deletion is allowed, but found new scheduling gate")
+        for i, g in enumerate(new)
+        if g.get("name") in added
+    ]
 
 
 def _munged(new: Object, old: Object) -> tuple[Object, Errors]:
@@ -358,7 +391,9 @@ def _pod_ips(status: Object) -> Errors:
     errors: Errors = []
     parsed = [formats.sloppy_ip(ip) for ip in ips]
     errors += [
-        invalid_value(f"status.podIPs[{i}]", ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)") for i, (ip, p) in enumerate(zip(ips, parsed, strict=True)) if p is None
+        invalid_value(f"status.podIPs[{i}]", ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+        for i, (ip, p) in enumerate(zip(ips, parsed, strict=True))
+        if p is None
     ]
     if len(ips) > 1:
         versions = [p.version for p in parsed if p]

@@ -15,7 +15,17 @@ Volumes = dict[str, Object]
 
 PROTOCOLS = ("SCTP", "TCP", "UDP")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
-_ENV_FIELDS = ("metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs")
+_ENV_FIELDS = (
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+)
 _STANDARD = frozenset({"cpu", "memory", "ephemeral-storage"})
 _OTHER_STANDARD = frozenset({
     "requests.cpu", "requests.memory", "requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage", "pods", "services", "replicationcontrollers",
@@ -546,7 +556,9 @@ def seccomp(profile: Object | None, at: str) -> Errors:
     if kind not in ("Localhost", "RuntimeDefault", "Unconfined"):
         return [not_supported(f"{at}.type", kind, ("Localhost", "RuntimeDefault", "Unconfined"))]
     if kind == "Localhost":
-        return [required(f"{at}.localhostProfile", "must be set when seccomp type is Localhost")] if local is None else local_path(local, f"{at}.localhostProfile")
+        return (
+            [required(f"{at}.localhostProfile", "must be set when seccomp type is Localhost")] if local is None else local_path(local, f"{at}.localhostProfile")
+        )
     return [invalid_value(f"{at}.localhostProfile", profile, "can only be set when seccomp type is Localhost")] if local is not None else []
 
 
@@ -641,7 +653,7 @@ def _windows_user(value: str, at: str) -> Errors:
     if user and not user.strip(". "):
         errors.append(invalid_value(at, value, "runAsUserName's User cannot contain only periods or spaces"))
     if _USER_BAD.search(user):
-        errors.append(invalid_value(at, value, 'runAsUserName\'s User cannot contain the following characters: "/\\:;|=,+*?<>@[]'))
+        errors.append(invalid_value(at, value, "runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]"))
     return errors
 
 

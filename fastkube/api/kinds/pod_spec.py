@@ -52,11 +52,7 @@ def validate(spec: Object, meta: Object, at: str) -> Errors:
     if "topologySpreadConstraints" in spec:
         errors += _spread(spec["topologySpreadConstraints"] or [], f"{at}.topologySpreadConstraints")
     if spec.get("hostUsers") is False:
-        errors += [
-            forbidden_field(f"{at}.{key}", "when `hostUsers` is false") for key in ("hostPID", "hostIPC") if spec.get(key)
-        ]  # fmt: skip
-        if spec.get("hostNetwork"):
-            errors.append(forbidden_field(f"{at}.hostNetwork", "when `hostUsers` is false"))
+        errors += [forbidden_field(f"{at}.{key}", "when `hostUsers` is false") for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
     errors += _names(spec, at)
     if "tolerations" in spec:
         errors += tolerations(spec["tolerations"] or [], f"{at}.tolerations")
@@ -154,7 +150,11 @@ def _pod_resources(spec: Object, context: containers.Context, at: str) -> Errors
     for name, amount in (whole.get("requests") or {}).items():
         total = _aggregate(spec, "requests", name)
         if total > quantity.nanos(amount):
-            errors.append(invalid_value(f"{at}.resources.requests[{name}]", amount, f"must be greater than or equal to aggregate container requests of {quantity.text(total)}"))
+            errors.append(
+                invalid_value(
+                    f"{at}.resources.requests[{name}]", amount, f"must be greater than or equal to aggregate container requests of {quantity.text(total)}"
+                )
+            )
     for name, limit in (whole.get("limits") or {}).items():
         for i, container in enumerate(spec.get("containers") or ()):
             own = ((container.get("resources") or {}).get("limits") or {}).get(name)
@@ -182,7 +182,7 @@ def _security_context(context: Object, spec: Object, at: str) -> Errors:
         errors.append(invalid_value(f"{at}.shareProcessNamespace", True, "ShareProcessNamespace and HostPID cannot both be enabled"))
     names: set[str] = set()
     for i, sysctl in enumerate(context.get("sysctls") or ()):
-        name = (sysctl.get("name") or "").replace("/", ".") if False else sysctl.get("name") or ""
+        name = sysctl.get("name") or ""
         here = f"{at}.sysctls[{i}].name"
         if not name:
             errors.append(required(here))
@@ -337,7 +337,7 @@ def _scheduling_gates(gates: list[Object], field: str) -> Errors:
     seen: set[str] = set()
     for i, gate in enumerate(gates):
         name = gate.get("name") or ""
-        errors += rule(formats.qualified_name, name, f"{field}[{i}]" if False else f"{field}[{i}].name")
+        errors += rule(formats.qualified_name, name, f"{field}[{i}].name")
         if name in seen:
             errors.append(duplicate(f"{field}[{i}]", name))
         seen.add(name)
@@ -419,8 +419,30 @@ def _dns_config(config: Object | None, policy: str | None, at: str) -> Errors:
     return errors
 
 
-_NOT_ON_WINDOWS_POD = ("appArmorProfile", "seLinuxOptions", "seccompProfile", "fsGroup", "fsGroupChangePolicy", "sysctls", "runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy")
-_NOT_ON_WINDOWS = ("appArmorProfile", "seLinuxOptions", "seccompProfile", "capabilities", "readOnlyRootFilesystem", "privileged", "allowPrivilegeEscalation", "procMount", "runAsUser", "runAsGroup")
+_NOT_ON_WINDOWS_POD = (
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "fsGroup",
+    "fsGroupChangePolicy",
+    "sysctls",
+    "runAsUser",
+    "runAsGroup",
+    "supplementalGroups",
+    "supplementalGroupsPolicy",
+)
+_NOT_ON_WINDOWS = (
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "capabilities",
+    "readOnlyRootFilesystem",
+    "privileged",
+    "allowPrivilegeEscalation",
+    "procMount",
+    "runAsUser",
+    "runAsGroup",
+)
 
 
 def _os(spec: Object, at: str) -> Errors:
@@ -435,7 +457,9 @@ def _os(spec: Object, at: str) -> Errors:
     listed = [(f"{at}.{key}[{i}]", c) for key in ("containers", "initContainers", "ephemeralContainers") for i, c in enumerate(spec.get(key) or ())]
     if name == "linux":
         places = [(f"{at}.securityContext", pod)] + [(f"{p}.securityContext", c.get("securityContext") or {}) for p, c in listed]
-        return [forbidden_field(f"{p}.windowsOptions", "windows options cannot be set for a linux pod") for p, c in places if c.get("windowsOptions") is not None]
+        return [
+            forbidden_field(f"{p}.windowsOptions", "windows options cannot be set for a linux pod") for p, c in places if c.get("windowsOptions") is not None
+        ]
     errors += [forbidden_field(f"{at}.{k}", text) for k in ("hostPID", "hostIPC") if spec.get(k)]
     errors += [forbidden_field(f"{at}.securityContext.{k}", text) for k in _NOT_ON_WINDOWS_POD if pod.get(k) is not None]
     if spec.get("hostUsers") is not None:
@@ -443,7 +467,9 @@ def _os(spec: Object, at: str) -> Errors:
     if spec.get("shareProcessNamespace"):
         errors.append(forbidden_field(f"{at}.shareProcessNamespace", text))
     for place, container in listed:
-        errors += [forbidden_field(f"{place}.securityContext.{k}", text) for k in _NOT_ON_WINDOWS if (container.get("securityContext") or {}).get(k) is not None]
+        errors += [
+            forbidden_field(f"{place}.securityContext.{k}", text) for k in _NOT_ON_WINDOWS if (container.get("securityContext") or {}).get(k) is not None
+        ]
     return errors
 
 

@@ -76,7 +76,11 @@ def _source(volume: Object, at: str, name: str, pod_name: str) -> Errors:
         count += 1
         errors += check(source, f"{at}.{key}")
         if key == "iscsi" and len(f"{source.get('iscsiInterface', '')}:{name}".encode()) > 64 and source.get("initiatorName"):
-            errors.append(invalid_value(f"{at}.name", name, "Total length of <iscsi interface>:<volume name> must be under 64 characters if iscsi.initiatorName is specified."))
+            errors.append(
+                invalid_value(
+                    f"{at}.name", name, "Total length of <iscsi interface>:<volume name> must be under 64 characters if iscsi.initiatorName is specified."
+                )
+            )
         if key == "ephemeral" and pod_name and name:
             claim = f"{pod_name}-{name}"
             errors += [invalid_value(f"{at}.name", name, f'PVC name "{claim}": {m}') for m in formats.subdomain(claim)]

@@ -33,13 +33,15 @@ def pod(meta: Object, spec: Object, old: Object | None, at: str = "spec", templa
     for i, constraint in enumerate(spec.get("topologySpreadConstraints") or ()):
         if text := node_label(constraint.get("topologyKey") or ""):
             out.append(f"{at}.topologySpreadConstraints[{i}].topologyKey: {constraint['topologyKey']} is {text}")
-        out += _selector_labels(constraint.get("labelSelector"), f"{at}.topologySpreadConstraints[{i}].labelSelector", "a null labelSelector results in matching no pod")
+        out += _selector_labels(
+            constraint.get("labelSelector"), f"{at}.topologySpreadConstraints[{i}].labelSelector", "a null labelSelector results in matching no pod"
+        )
     names: set[str] = set()
     for i, secret in enumerate(spec.get("imagePullSecrets") or ()):
         if not secret.get("name"):
-            out.append(f"{at}.imagePullSecrets[{i}].name: invalid empty name \"\"")
+            out.append(f'{at}.imagePullSecrets[{i}].name: invalid empty name ""')
         elif secret["name"] in names:
-            out.append(f"{at}.imagePullSecrets[{i}].name: duplicate name \"{secret['name']}\"")
+            out.append(f'{at}.imagePullSecrets[{i}].name: duplicate name "{secret["name"]}"')
         names.add(secret.get("name") or "")
     out += _aliases(spec.get("hostAliases") or (), f"{at}.hostAliases")
     for i, volume in enumerate(spec.get("volumes") or ()):
@@ -152,7 +154,7 @@ def _container(container: Object, at: str) -> list[str]:
         for name, amount in ((container.get("resources") or {}).get(key) or {}).items():
             nano = quantity.nanos(amount)
             if name in ("memory", "ephemeral-storage") and nano % quantity.NANO:
-                out.append(f"{at}.resources.{key}[{name}]: fractional byte value \"{amount}\" is invalid, must be an integer")
+                out.append(f'{at}.resources.{key}[{name}]: fractional byte value "{amount}" is invalid, must be an integer')
     names: set[str] = set()
     for i, variable in enumerate(container.get("env") or ()):
         name = variable.get("name") or ""
@@ -196,5 +198,7 @@ def _affinity(affinity: Object, at: str) -> list[str]:
                 out.append(f"{at}.{key}.requiredDuringSchedulingIgnoredDuringExecution[{i}].labelSelector: a null labelSelector results in matching no pod")
         for i, term in enumerate(part.get("preferredDuringSchedulingIgnoredDuringExecution") or ()):
             if (term.get("podAffinityTerm") or {}).get("labelSelector") is None:
-                out.append(f"{at}.{key}.preferredDuringSchedulingIgnoredDuringExecution[{i}].podAffinityTerm.labelSelector: a null labelSelector results in matching no pod")
+                out.append(
+                    f"{at}.{key}.preferredDuringSchedulingIgnoredDuringExecution[{i}].podAffinityTerm.labelSelector: a null labelSelector results in matching no pod"
+                )
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastkube.api import formats, internal
 from fastkube.api.errors import FieldError, invalid_value, not_supported, required
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import Kind, Object, null_when_empty
 from fastkube.api.kinds.common import Errors, label_selector, rule
 
 GROUP = "rbac.authorization.k8s.io"
@@ -15,6 +15,12 @@ class Role(Kind):
     kind = "Role"
     has_status = has_generation = False
     name_rule = "path"
+
+    def prepare_create(self, obj: Object) -> None:
+        null_when_empty(obj, "rules")
+
+    def prepare_update(self, obj: Object, old: Object) -> None:
+        null_when_empty(obj, "rules")
 
     def validate_create(self, obj: Object) -> list[FieldError]:
         return _rules(obj.get("rules") or [], namespaced=True)
@@ -33,7 +39,9 @@ def _rules(rules: list[Object], namespaced: bool) -> Errors:
             if namespaced:
                 errors.append(invalid_value(f"{at}.nonResourceURLs", item["nonResourceURLs"], "namespaced rules cannot apply to non-resource URLs"))
             if item.get("apiGroups") or item.get("resources") or item.get("resourceNames"):
-                errors.append(invalid_value(f"{at}.nonResourceURLs", item["nonResourceURLs"], "rules cannot apply to both regular resources and non-resource URLs"))
+                errors.append(
+                    invalid_value(f"{at}.nonResourceURLs", item["nonResourceURLs"], "rules cannot apply to both regular resources and non-resource URLs")
+                )
             continue
         if not item.get("apiGroups"):
             errors.append(required(f"{at}.apiGroups", "resource rules must supply at least one api group"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fastkube.api import formats, internal, quantity
+from fastkube.api import formats, internal
 from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required, too_long, too_many
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import Kind, Object, null_when_empty
 from fastkube.api.kinds.cel import expression_errors
 from fastkube.api.kinds.common import Errors, rule
 from fastkube.api.kinds.pod_spec import node_selector, tolerations
@@ -27,7 +27,7 @@ def _driver(name: str, at: str) -> Errors:
     if not name:
         return [required(at)]
     errors: Errors = [too_long(at, 63)] if len(name.encode()) > 63 else []
-    return errors + rule(formats.subdomain, name.lower() if False else name, at)
+    return errors + rule(formats.subdomain, name, at)
 
 
 def _selectors(selectors: list[Object], at: str) -> Errors:
@@ -102,6 +102,14 @@ class ResourceClaim(Kind):
     kind = "ResourceClaim"
     has_generation = False
 
+    def prepare_create(self, obj: Object) -> None:
+        super().prepare_create(obj)
+        null_when_empty(obj["spec"].get("devices"), "requests")
+
+    def prepare_update(self, obj: Object, old: Object) -> None:
+        super().prepare_update(obj, old)
+        null_when_empty(obj["spec"].get("devices"), "requests")
+
     def default(self, obj: Object) -> None:
         _default_devices(obj.setdefault("spec", {"devices": {}}))
 
@@ -129,7 +137,11 @@ class ResourceClaim(Kind):
             errors.append(forbidden_field("status.reservedFor", "may not be specified when `allocated` is not set"))
         if status.get("allocation") is not None and before.get("allocation") is not None and status["allocation"] != before["allocation"]:
             errors.append(invalid_value("status.allocation", internal.view("resource.v1.AllocationResult", status["allocation"]), "field is immutable"))
-        if obj["metadata"].get("deletionTimestamp") and reserved != (before.get("reservedFor") or []) and any(c not in (before.get("reservedFor") or []) for c in reserved):
+        if (
+            obj["metadata"].get("deletionTimestamp")
+            and reserved != (before.get("reservedFor") or [])
+            and any(c not in (before.get("reservedFor") or []) for c in reserved)
+        ):
             errors.append(forbidden_field("status.reservedFor", "new entries may not be added while `deallocationRequested` or `deletionTimestamp` are set"))
         return errors
 
@@ -169,7 +181,9 @@ def _references(names: list[str], known: set[str], at: str) -> Errors:
     errors: Errors = []
     for i, name in enumerate(names):
         if name not in known:
-            errors.append(invalid_value(f"{at}[{i}]", name, "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'"))
+            errors.append(
+                invalid_value(f"{at}[{i}]", name, "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'")
+            )
         if name in names[:i]:
             errors.append(duplicate(f"{at}[{i}]", name))
     return errors
@@ -215,6 +229,12 @@ class ResourceClaimTemplate(Kind):
     group = GROUP
     kind = "ResourceClaimTemplate"
     has_status = has_generation = False
+
+    def prepare_create(self, obj: Object) -> None:
+        null_when_empty((obj["spec"].get("spec") or {}).get("devices"), "requests")
+
+    def prepare_update(self, obj: Object, old: Object) -> None:
+        null_when_empty((obj["spec"].get("spec") or {}).get("devices"), "requests")
 
     def default(self, obj: Object) -> None:
         spec = obj.setdefault("spec", {})
@@ -284,14 +304,20 @@ class ResourceSlice(Kind):
         if spec.get("nodeSelector"):
             errors += node_selector(spec["nodeSelector"], f"{at}.nodeSelector")
             if len(spec["nodeSelector"].get("nodeSelectorTerms") or ()) != 1:
-                errors.append(invalid_value(f"{at}.nodeSelector.nodeSelectorTerms", spec["nodeSelector"].get("nodeSelectorTerms"), "must have exactly one node selector term"))
+                errors.append(
+                    invalid_value(
+                        f"{at}.nodeSelector.nodeSelectorTerms", spec["nodeSelector"].get("nodeSelectorTerms"), "must have exactly one node selector term"
+                    )
+                )
         return errors
 
     def _device(self, device: Object, own_nodes: bool, at: str) -> Errors:
         errors = rule(formats.label, device.get("name") or "", f"{at}.name")
         attributes, capacity = device.get("attributes") or {}, device.get("capacity") or {}
         if len(attributes) + len(capacity) > _ATTRIBUTES_MAX:
-            errors.append(invalid_value(at, len(attributes) + len(capacity), f"the total number of attributes and capacities must not exceed {_ATTRIBUTES_MAX}"))
+            errors.append(
+                invalid_value(at, len(attributes) + len(capacity), f"the total number of attributes and capacities must not exceed {_ATTRIBUTES_MAX}")
+            )
         for name, value in attributes.items():
             errors += _attribute_name(name, f"{at}.attributes") + _attribute(value, f"{at}.attributes[{name}]")
         for name in capacity:
@@ -304,7 +330,9 @@ class ResourceSlice(Kind):
             here = f"{at}.taints[{i}]"
             errors += rule(formats.qualified_name, taint.get("key") or "", f"{here}.key") + rule(formats.label_value, taint.get("value") or "", f"{here}.value")
             if taint.get("effect") not in ("NoSchedule", "NoExecute", "None"):
-                errors.append(not_supported(f"{here}.effect", taint["effect"], ("NoExecute", "NoSchedule", "None")) if taint.get("effect") else required(f"{here}.effect"))
+                errors.append(
+                    not_supported(f"{here}.effect", taint["effect"], ("NoExecute", "NoSchedule", "None")) if taint.get("effect") else required(f"{here}.effect")
+                )
         return errors
 
     def validate_update(self, obj: Object, old: Object) -> list[FieldError]:
@@ -382,4 +410,3 @@ def _attribute(value: Object, at: str) -> Errors:
 
 
 KINDS = [DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice]
-_ = quantity

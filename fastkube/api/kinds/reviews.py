@@ -43,7 +43,14 @@ def _selector(resource: Object) -> Errors:
         if not raw and not listed:
             from fastkube.api.errors import required
 
-            errors.append(required(f"{at}.requirements", "when fieldSelector is specified, requirements or rawSelector is required" if key == "fieldSelector" else "when labelSelector is specified, requirements or rawSelector is required"))
+            errors.append(
+                required(
+                    f"{at}.requirements",
+                    "when fieldSelector is specified, requirements or rawSelector is required"
+                    if key == "fieldSelector"
+                    else "when labelSelector is specified, requirements or rawSelector is required",
+                )
+            )
     return errors
 
 

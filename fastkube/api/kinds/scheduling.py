@@ -28,9 +28,19 @@ class PriorityClass(Kind):
         if name.startswith("system-"):
             known = SYSTEM.get(name)
             if known is None:
-                errors.append(forbidden_field("metadata.name", "priority class names with 'system-' prefix are reserved for system use only. error: no system priority class with that name"))
+                errors.append(
+                    forbidden_field(
+                        "metadata.name",
+                        "priority class names with 'system-' prefix are reserved for system use only. error: no system priority class with that name",
+                    )
+                )
             elif known != (value, bool(obj.get("globalDefault"))):
-                errors.append(forbidden_field("metadata.name", f"priority class names with 'system-' prefix are reserved for system use only. error: value of {name} PriorityClass must be {known[0]}"))
+                errors.append(
+                    forbidden_field(
+                        "metadata.name",
+                        f"priority class names with 'system-' prefix are reserved for system use only. error: value of {name} PriorityClass must be {known[0]}",
+                    )
+                )
         elif value > HIGHEST_USER:
             errors.append(forbidden_field("value", f"maximum allowed value of a user defined priority is {HIGHEST_USER}"))
         return errors + _preemption(obj.get("preemptionPolicy"), "preemptionPolicy")

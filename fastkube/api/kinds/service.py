@@ -95,7 +95,7 @@ class Service(Kind):
         at = "status.loadBalancer"
         ingress = ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
         if ingress and obj["spec"].get("type") != "LoadBalancer":
-            return [forbidden_field(f"{at}.ingress", "may only be used when `spec.type` is \"LoadBalancer\"")]
+            return [forbidden_field(f"{at}.ingress", 'may only be used when `spec.type` is "LoadBalancer"')]
         errors: Errors = []
         for i, point in enumerate(ingress):
             here = f"{at}.ingress[{i}]"
@@ -116,13 +116,15 @@ class Service(Kind):
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
         spec, annotations = obj["spec"], obj["metadata"].get("annotations") or {}
         out = []
-        if "service.kubernetes.io/topology-aware-hints" in annotations and "service.kubernetes.io/topology-aware-hints" not in ((old or {}).get("metadata", {}).get("annotations") or {}):
+        if "service.kubernetes.io/topology-aware-hints" in annotations and "service.kubernetes.io/topology-aware-hints" not in (
+            (old or {}).get("metadata", {}).get("annotations") or {}
+        ):
             out.append("annotation service.kubernetes.io/topology-aware-hints is deprecated, please use service.kubernetes.io/topology-mode instead")
         if is_headless(spec):
             if spec.get("loadBalancerIP"):
-                out.append("spec.loadBalancerIP is ignored when spec.clusterIP is \"None\"")
+                out.append('spec.loadBalancerIP is ignored when spec.clusterIP is "None"')
             if spec.get("externalIPs"):
-                out.append("spec.externalIPs is ignored when spec.clusterIP is \"None\"")
+                out.append('spec.externalIPs is ignored when spec.clusterIP is "None"')
             if spec.get("sessionAffinity") not in (None, "None"):
                 out.append("spec.SessionAffinity is ignored for headless services")
         return out
@@ -140,8 +142,6 @@ def _normalize_ips(new: Object, old: Object | None) -> None:
     if old is None:
         if ip and not ips:
             new["clusterIPs"] = [ip]
-        elif ips and not ip:
-            pass
         return
     before, befores = old.get("clusterIP") or "", old.get("clusterIPs") or []
     same = ips == befores
@@ -153,7 +153,7 @@ def _normalize_ips(new: Object, old: Object | None) -> None:
 
 def _keep_allocated(new: Object, old: Object) -> None:
     """Values that the server allocated come back when an update leaves them out."""
-    if new["type"] in ("ClusterIP", "NodePort", "LoadBalancer") and old.get("type") in ("ClusterIP", "NodePort", "LoadBalancer"):
+    if "ExternalName" not in (new["type"], old.get("type")):
         if not new.get("clusterIP") and not new.get("clusterIPs") and old.get("clusterIP"):
             new["clusterIP"] = old["clusterIP"]
         if not new.get("clusterIPs") and old.get("clusterIPs") and new.get("clusterIP") == old.get("clusterIP"):
@@ -185,8 +185,6 @@ def _drop_by_type(new: Object, old: Object) -> None:
         if [p.get("nodePort") for p in ports] == [p.get("nodePort") for p in before]:
             for port in ports:
                 port.pop("nodePort", None)
-    if was == "LoadBalancer" and now == "LoadBalancer" and new.get("allocateLoadBalancerNodePorts") is False and old.get("allocateLoadBalancerNodePorts") is not False:
-        pass
     if needs_health_check(old) and not needs_health_check(new) and new.get("healthCheckNodePort") == old.get("healthCheckNodePort"):
         new.pop("healthCheckNodePort", None)
     if externally_accessible(old) and not externally_accessible(new) and new.get("externalTrafficPolicy") == old.get("externalTrafficPolicy"):
@@ -234,7 +232,9 @@ def _service(obj: Object) -> Errors:
         errors.append(required("spec.ports"))
     if kind == "LoadBalancer":
         errors += [
-            invalid_value(f"spec.ports[{i}]", port["port"], "may not expose port 10250 externally since it is used by kubelet") for i, port in enumerate(ports) if port.get("port") == 10250
+            invalid_value(f"spec.ports[{i}]", port["port"], "may not expose port 10250 externally since it is used by kubelet")
+            for i, port in enumerate(ports)
+            if port.get("port") == 10250
         ]
         if headless:
             errors.append(invalid_value("spec.clusterIPs[0]", spec.get("clusterIPs"), "may not be set to 'None' for LoadBalancer services"))
@@ -442,7 +442,9 @@ def _ip_changes(new: Object, old: Object) -> Errors:
         elif len(before) > 1 and len(values) > 1 and values[1] != before[1]:
             errors.append(invalid_value(f"spec.{key}[1]", values, "may not change once set"))
         elif len(before) > 1 and len(values) == 1 and new.get("ipFamilyPolicy") != "SingleStack":
-            errors.append(invalid_value(f"spec.{key}[0]", new.get("clusterIPs"), f"`ipFamilyPolicy` must be set to 'SingleStack' when releasing the secondary {what}"))
+            errors.append(
+                invalid_value(f"spec.{key}[0]", new.get("clusterIPs"), f"`ipFamilyPolicy` must be set to 'SingleStack' when releasing the secondary {what}")
+            )
     if new.get("type") == "LoadBalancer" == old.get("type") and new.get("loadBalancerClass") != old.get("loadBalancerClass"):
         errors.append(invalid_value("spec.loadBalancerClass", new.get("loadBalancerClass"), "may not change once set"))
     return errors

@@ -67,10 +67,14 @@ class PersistentVolume(Kind):
         if (before.get("csi") or {}).get("controllerExpandSecretRef") is None and "csi" in sources and "csi" in were:
             sources = {**sources, "csi": {k: v for k, v in sources["csi"].items() if k != "controllerExpandSecretRef"}}
         if sources != were:
-            errors.append(forbidden_field("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation\n" + _source_difference(sources, were)))
+            errors.append(
+                forbidden_field("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation\n" + _source_difference(sources, were))
+            )
         errors += immutable(new.get("volumeMode"), before.get("volumeMode"), "volumeMode")
         if before.get("nodeAffinity") is not None:
-            errors += immutable(new.get("nodeAffinity"), before["nodeAffinity"], "nodeAffinity", "field is immutable, except for updating from beta label to GA")
+            errors += immutable(
+                new.get("nodeAffinity"), before["nodeAffinity"], "nodeAffinity", "field is immutable, except for updating from beta label to GA"
+            )
         if before.get("volumeAttributesClassName") is not None and not new.get("volumeAttributesClassName"):
             errors.append(forbidden_field("spec.volumeAttributesClassName", "update from non-nil value to nil is forbidden"))
         return errors
@@ -83,7 +87,9 @@ class PersistentVolume(Kind):
         if "volume.beta.kubernetes.io/mount-options" in annotations:
             out.append('metadata.annotations[volume.beta.kubernetes.io/mount-options]: deprecated since v1.31; use "mountOptions" attribute instead')
         if spec.get("persistentVolumeReclaimPolicy") == "Recycle":
-            out.append('spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.')
+            out.append(
+                "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning."
+            )
         for key, text in _DEPRECATED_SOURCES.items():
             if spec.get(key) is not None:
                 out.append(f"spec.{key}: {text}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastkube.api import formats, internal, quantity
 from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required, too_long
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import Kind, Object, null_when_empty
 from fastkube.api.kinds.common import Errors, immutable, label_selector, nonnegative, rule
 from fastkube.api.kinds.pod_volumes import csi_driver_name
 from fastkube.api.kinds.storage import volume_spec
@@ -65,9 +65,6 @@ class StorageClass(Kind):
             errors += immutable(obj.get(key), old.get(key), key)
         return errors
 
-    def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
-        return []
-
 
 def _topologies(terms: list[Object]) -> Errors:
     errors: Errors = []
@@ -100,7 +97,9 @@ class VolumeAttributesClass(Kind):
         return _provisioner(obj.get("driverName") or "", "driverName") + _parameters(obj.get("parameters"), "parameters", allow_empty=False)
 
     def validate_update(self, obj: Object, old: Object) -> list[FieldError]:
-        return [forbidden_field(key, f"updates to {key} are forbidden.") for key in ("driverName", "parameters") if (obj.get(key) or None) != (old.get(key) or None)]
+        return [
+            forbidden_field(key, f"updates to {key} are forbidden.") for key in ("driverName", "parameters") if (obj.get(key) or None) != (old.get(key) or None)
+        ]
 
 
 class VolumeAttachment(Kind):
@@ -171,6 +170,12 @@ class CSINode(Kind):
     def default(self, obj: Object) -> None:
         obj.setdefault("spec", {"drivers": None})
 
+    def prepare_create(self, obj: Object) -> None:
+        null_when_empty(obj["spec"], "drivers")
+
+    def prepare_update(self, obj: Object, old: Object) -> None:
+        null_when_empty(obj["spec"], "drivers")
+
     def validate_create(self, obj: Object) -> list[FieldError]:
         errors: Errors = []
         names: set[str] = set()
@@ -211,7 +216,16 @@ class CSINode(Kind):
 
 _LIFECYCLE = ("Persistent", "Ephemeral")
 _FS_GROUP = ("File", "None", "ReadWriteOnceWithFSType")
-_DRIVER_MUTABLE = ("podInfoOnMount", "fsGroupPolicy", "tokenRequests", "requiresRepublish", "seLinuxMount", "storageCapacity", "nodeAllocatableUpdatePeriodSeconds", "serviceAccountTokenInSecrets")
+_DRIVER_MUTABLE = (
+    "podInfoOnMount",
+    "fsGroupPolicy",
+    "tokenRequests",
+    "requiresRepublish",
+    "seLinuxMount",
+    "storageCapacity",
+    "nodeAllocatableUpdatePeriodSeconds",
+    "serviceAccountTokenInSecrets",
+)
 
 
 class CSIDriver(Kind):
@@ -222,14 +236,18 @@ class CSIDriver(Kind):
 
     def default(self, obj: Object) -> None:
         spec = obj.setdefault("spec", {})
-        for key, value in (("attachRequired", True), ("podInfoOnMount", False), ("storageCapacity", False), ("fsGroupPolicy", "ReadWriteOnceWithFSType"), ("requiresRepublish", False), ("seLinuxMount", False)):
+        for key, value in (
+            ("attachRequired", True),
+            ("podInfoOnMount", False),
+            ("storageCapacity", False),
+            ("fsGroupPolicy", "ReadWriteOnceWithFSType"),
+            ("requiresRepublish", False),
+            ("seLinuxMount", False),
+        ):
             if spec.get(key) is None:
                 spec[key] = value
         if not spec.get("volumeLifecycleModes"):
             spec["volumeLifecycleModes"] = ["Persistent"]
-
-    def name_errors(self, name: str, prefix: bool = False) -> list[str]:
-        return super().name_errors(name, prefix)
 
     def validate_create(self, obj: Object) -> list[FieldError]:
         spec = obj["spec"]
