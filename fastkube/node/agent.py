@@ -22,9 +22,10 @@ from fastkube.node import machine as machines
 from fastkube.node.cgroups import Cgroups
 from fastkube.node.config import NodeConfig
 from fastkube.node.cri import Cri, CriError
+from fastkube.node.eviction import Eviction
 from fastkube.node.housekeeping import Housekeeping
 from fastkube.node.kill import Killer
-from fastkube.node.model import RuntimePod
+from fastkube.node.model import RuntimePod, Termination
 from fastkube.node.network import PodNetwork, Ranges
 from fastkube.node.objects import Objects, Tokens
 from fastkube.node.probes import Actions
@@ -74,6 +75,10 @@ class Agent:
         self.starter = Starter(self.cri, self.images, self.volumes, self.cgroups, self.actions, self._settings(), self._services, self.event)
         self.network = (
             PodNetwork(Ranges(config.cluster_cidr, config.service_cidr), config.cni_conf_dir, config.root_dir / "cni") if config.pod_network else None
+        )
+        self.tidy = Housekeeping(config, self.cri, self.view, self.images, lambda: config.root_dir)
+        self.eviction = Eviction(
+            config.eviction_hard, self.cri, config.root_dir, self._evictable, self._evict, self._free_disk, self._pressure_changed
         )
         self.pods: dict[str, Object] = {}  # desired pods by uid, static ones included
         self.workers: dict[str, Worker] = {}
@@ -163,10 +168,10 @@ class Agent:
         start("relist", self.view.run)
         self.statuses.start(self.supervisor)
         self._start_sources()
-        tidy = Housekeeping(self.config, self.cri, self.view, self.images, lambda: self.config.root_dir)
-        start("container gc", tidy.containers)
-        start("image gc", tidy.collect_images)
-        start("log rotation", tidy.rotate_logs)
+        start("container gc", self.tidy.containers)
+        start("image gc", self.tidy.collect_images)
+        start("log rotation", self.tidy.rotate_logs)
+        start("eviction", self.eviction.run)
         start("network", self._watch_network)
         if self.client is not None:
             self._start_api()
@@ -269,7 +274,7 @@ class Agent:
         worker = self.workers[uid] = Worker(self._parts, pod)
         phase = (pod.get("status") or {}).get("phase")
         if phase not in podstatus.TERMINAL and not self.view.get(uid).active and not pod["metadata"].get("deletionTimestamp"):
-            refused = admission.admit(
+            refused = self.eviction.refuses(pod) or admission.admit(
                 pod, self._active(uid), self.node_informer.get(None, self.config.name) if self.node_informer else None, self.allocatable(), self.config.max_pods,
                 self.config.allowed_unsafe_sysctls,
             )  # fmt: skip
@@ -408,12 +413,24 @@ class Agent:
         ready = ("Ready", "True", "KubeletReady", "kubelet is posting ready status")
         if problems:
             ready = ("Ready", "False", "KubeletNotReady", f"[{', '.join(problems)}]" if len(problems) > 1 else problems[0])
-        return [
-            ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-            ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-            ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-            ready,
-        ]
+        return [*self.eviction.conditions(), ready]
+
+    def _evictable(self) -> list[Object]:
+        return [w.pod for w in self.workers.values() if w.present and not w.over_soon]
+
+    def _evict(self, pod: Object, termination: Termination) -> None:
+        worker = self.workers.get(podspec.uid_of(pod))
+        if worker is not None and worker.memory.termination is None:
+            self.event(pod, "", "Warning", "Evicted", termination.message)
+            worker.terminate(termination)
+
+    async def _free_disk(self) -> None:
+        await self.tidy.remove_dead()
+        await self.tidy.remove_images(1 << 62)
+
+    def _pressure_changed(self) -> None:
+        if self.registration is not None:
+            self.registration.changed.set()
 
     def _node_changed(self, node: Object) -> None:
         self._mirrors_dirty.set()

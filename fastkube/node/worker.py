@@ -145,6 +145,11 @@ class Worker:
         self._wake.set()
 
     @property
+    def over_soon(self) -> bool:
+        """Whether nothing of it runs for long any more."""
+        return self.memory.finished or self.memory.rejected or self.memory.termination is not None
+
+    @property
     def status(self) -> Object:
         """The status as it would be written now."""
         return podstatus.status(self.pod, self.parts.view.get(self.uid), self.memory, clock.now(), self.parts.host_ips())

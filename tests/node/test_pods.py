@@ -436,3 +436,30 @@ async def test_persistent_volume_of_a_host_path(world: World):
     await world.ended("claims")
     await world.delete("claims")
     assert (path / "x").read_text() == "kept\n"
+
+
+async def test_eviction_under_pressure(world: World):
+    await world.create("modest", {"containers": [{"command": SLEEP, "resources": {"requests": {"memory": "1Gi"}}}]})
+    await world.create("greedy", {"containers": [{"command": SLEEP}]})
+    await world.ready("modest")
+    await world.ready("greedy")
+    eviction = world.agent.eviction
+    kept, eviction.hard = eviction.hard, {"memory.available": "100000Gi"}
+    try:
+        await eviction.round()
+        pod = await world.ended("greedy")
+        assert (pod["status"]["phase"], pod["status"]["reason"]) == ("Failed", "Evicted")
+        assert pod["status"]["message"].startswith("The node was low on resource: memory. Threshold quantity: ")
+        assert condition_of(pod, "DisruptionTarget") == "True"
+        await world.create("besteffort", {"containers": [{"command": SLEEP}]})
+        assert (await world.ended("besteffort"))["status"]["message"] == "Pod was rejected: The node had condition: [MemoryPressure]. "
+
+        async def shown() -> bool:
+            return condition_of(await world.client.get("v1/nodes", NODE), "MemoryPressure") == "True"
+
+        await until("pressure shown", shown, 10)
+        assert condition_of(await world.pod("modest"), "Ready") == "True"  # one a round, and it used less than it asked for
+    finally:
+        eviction.hard = kept
+        eviction._until.clear()
+    await world.delete("modest", "greedy", "besteffort")

@@ -274,3 +274,21 @@ def apply_merge(target: Any, patch: Any) -> Any:
 def test_merge_patch_leads_from_old_to_new(old: Object, new: Object):
     assert apply_merge(old, merge_patch(old, new)) == new
     assert same(old, new) or merge_patch(old, new)
+
+
+# --- eviction ---
+
+
+def test_eviction_thresholds_and_order():
+    from fastkube.node import eviction
+
+    signals = {"memory.available": eviction.Signal(50 << 20, 1 << 30), "nodefs.available": eviction.Signal(5e9, 100e9), "pid.available": eviction.Signal(10, 100)}
+    assert eviction.pressed({"memory.available": "100Mi", "nodefs.available": "10%", "imagefs.available": "15%"}, signals) == ["memory.available", "nodefs.available"]
+    assert eviction.pressed({"memory.available": "1Mi", "nodefs.available": "5%"}, signals) == []
+
+    def pod(name: str, request: str, priority: int = 0) -> Object:
+        return {"metadata": {"name": name, "uid": name}, "spec": {"priority": priority, "containers": [box("", request)]}}
+
+    pods = [pod("within", "1Gi"), pod("over", "10Mi"), pod("important", "10Mi", 1000), pod("far-over", "1Mi"), pod("critical", "", 2_000_000_000)]
+    usage = {"within": 5e8, "over": 100e6, "important": 900e6, "far-over": 200e6, "critical": 1e9}
+    assert [p["metadata"]["name"] for p in eviction.rank(pods, usage, "memory")] == ["far-over", "over", "important", "within"]
