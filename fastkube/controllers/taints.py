@@ -81,8 +81,15 @@ def evict_at(pod: Object, taints: Iterable[Object], now: float) -> float | None:
             return now
         limits = [t["tolerationSeconds"] for t in matching if t.get("tolerationSeconds") is not None]
         if limits:
-            times.append((seconds(taint.get("timeAdded")) or now) + max(min(limits), 0))
+            times.append(max(seconds(taint.get("timeAdded")) or now, _bound_at(pod)) + max(min(limits), 0))
     return min(times) if times else None
+
+
+def _bound_at(pod: Object) -> float:
+    """Since when the pod is on its node: one that came later than the taint has its time from then on."""
+    scheduled = condition(pod, "PodScheduled")
+    bound = scheduled.get("lastTransitionTime") if scheduled is not None and scheduled["status"] == "True" else None
+    return seconds(bound or pod["metadata"].get("creationTimestamp"))
 
 
 # --- how fast nodes may be emptied ---

@@ -10,6 +10,7 @@ import pytest
 from fastkube.controllers import housekeeping
 from fastkube.controllers.meta import condition
 from fastkube.runtime import clock
+from fastkube.testing import virtual
 from tests.controllers.world import World, deployment, world
 
 NAMESPACES, PODS, NODES, MAPS = "v1/namespaces", "v1/pods", "v1/nodes", "v1/configmaps"
@@ -269,57 +270,55 @@ async def test_nodes_get_ranges_of_their_own() -> None:
         assert len(set(ranges)) == 5 and all(r.startswith("10.244.") and r.endswith(".0/24") for r in ranges)
 
 
-async def test_a_silent_node_is_tainted_and_its_pods_go() -> None:
-    async with world() as w:
-        w.options.node_monitor_grace_seconds = 0.5
-        await w.start("serviceaccount-controller", "node-lifecycle-controller", "taint-eviction-controller", "deployment-controller", "replicaset-controller")
-        for name in ("node0", "node1"):
-            await w.client.create(NODES, node(name))
-            await heartbeat(w, name)
-        await w.until(lambda: w.exists("v1/serviceaccounts", "default", "default"))
-        await w.run_pods()
-        patient = deployment("patient", 1)
-        patient["spec"]["template"]["spec"]["tolerations"] = [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}]
-        await w.client.create("apps/v1/deployments", patient)
-        hasty = deployment("hasty", 1)
-        hasty["spec"]["template"]["spec"]["tolerations"] = [
-            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
-        ]
-        await w.client.create("apps/v1/deployments", hasty)
+def test_a_silent_node_is_tainted_and_its_pods_go() -> None:
+    """On virtual time, with upstream's own delays: silent for 40 s, evicted 300 s later."""
 
-        async def beat() -> None:
-            while True:
-                await heartbeat(w, "node1")
-                await asyncio.sleep(0.1)
+    async def main() -> None:
+        async with world() as w:
+            await w.start(
+                "serviceaccount-controller", "node-lifecycle-controller", "taint-eviction-controller", "deployment-controller", "replicaset-controller"
+            )
+            for name in ("node0", "node1"):
+                await w.client.create(NODES, node(name))
+                await heartbeat(w, name)
+            await w.until(lambda: w.exists("v1/serviceaccounts", "default", "default"))
+            await w.run_pods()
+            patient = deployment("patient", 1)
+            patient["spec"]["template"]["spec"]["tolerations"] = [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}]
+            await w.client.create("apps/v1/deployments", patient)
+            await w.client.create("apps/v1/deployments", deployment("usual", 1))  # admission lets it tolerate 300 s
 
-        beating = asyncio.ensure_future(beat())
-        first = (await w.until(lambda: _running(w, "hasty")))["metadata"]["name"]
+            async def beat() -> None:
+                while True:
+                    await heartbeat(w, "node1")
+                    await asyncio.sleep(10)
 
-        async def tainted() -> Any:
+            beating = asyncio.ensure_future(beat())
+            first = (await w.until(lambda: _running(w, "usual")))["metadata"]["name"]
+            await asyncio.sleep(35)
+            assert not (await w.client.get(NODES, "node0"))["spec"].get("taints")
+            await asyncio.sleep(10)
             found = await w.client.get(NODES, "node0")
-            taints = {(t["key"], t["effect"]) for t in found["spec"].get("taints") or ()}
-            return found if ("node.kubernetes.io/unreachable", "NoExecute") in taints else None
+            ready = condition(found, "Ready")
+            assert (ready["status"], ready["reason"], ready["message"]) == ("Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status.")
+            assert {(t["key"], t["effect"]) for t in found["spec"]["taints"]} == {("node.kubernetes.io/unreachable", e) for e in ("NoSchedule", "NoExecute")}
+            assert not (await w.client.get(NODES, "node1"))["spec"].get("taints")
+            (mine,) = await w.items(PODS, labels="app=usual")
+            assert mine["metadata"]["name"] == first and condition(mine, "Ready")["status"] == "False"
+            await asyncio.sleep(250)
+            assert await w.exists(PODS, first, "default")
+            await asyncio.sleep(60)
+            (other,) = await w.items(PODS, labels="app=usual")
+            assert other["metadata"]["name"] != first
+            assert f"TaintManagerEviction: Marking for deletion Pod default/{first}" in await w.events(first)
+            (kept,) = await w.items(PODS, labels="app=patient")
+            assert "deletionTimestamp" not in kept["metadata"]
+            await heartbeat(w, "node0")
+            await asyncio.sleep(5)
+            assert not (await w.client.get(NODES, "node0"))["spec"].get("taints")
+            beating.cancel()
 
-        found = await w.until(tainted)
-        ready = condition(found, "Ready")
-        assert (ready["status"], ready["reason"], ready["message"]) == ("Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status.")
-        assert {(t["key"], t["effect"]) for t in found["spec"]["taints"]} == {("node.kubernetes.io/unreachable", e) for e in ("NoSchedule", "NoExecute")}
-        assert not (await w.client.get(NODES, "node1"))["spec"].get("taints")
-
-        async def replaced() -> bool:
-            return all(p["metadata"]["name"] != first for p in await w.items(PODS, labels="app=hasty"))
-
-        await w.until(replaced)
-        assert f"TaintManagerEviction: Marking for deletion Pod default/{first}" in await w.events(first)
-        (kept,) = await w.items(PODS, labels="app=patient")
-        assert "deletionTimestamp" not in kept["metadata"] and condition(kept, "Ready")["status"] == "False"
-        await heartbeat(w, "node0")
-
-        async def clean() -> bool:
-            return not (await w.client.get(NODES, "node0"))["spec"].get("taints")
-
-        await w.until(clean)
-        beating.cancel()
+    virtual.run(main())
 
 
 async def _running(w: World, app: str) -> Any:

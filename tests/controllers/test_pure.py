@@ -151,7 +151,7 @@ def test_merging_keeps_others_and_is_idempotent(current: list[Object], ready: st
 
 def test_when_pods_must_go() -> None:
     def pod(*tolerations: Object) -> Object:
-        return {"spec": {"tolerations": list(tolerations)}}
+        return {"metadata": {"creationTimestamp": clock.rfc3339(500)}, "spec": {"tolerations": list(tolerations)}, "status": {}}
 
     added = clock.rfc3339(1000)
     unreachable = {"key": taints.UNREACHABLE, "effect": "NoExecute", "timeAdded": added}
@@ -163,6 +163,9 @@ def test_when_pods_must_go() -> None:
     assert taints.evict_at(pod(patient), [unreachable, {"key": "x", "effect": "NoExecute"}], 1001) == 1001
     assert taints.evict_at(pod(patient), [{"key": "x", "effect": "NoSchedule"}], 1001) is None
     assert taints.evict_at(pod({**patient, "tolerationSeconds": -5}), [unreachable], 1001) == 1000
+    late = pod(patient)
+    late["status"]["conditions"] = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": clock.rfc3339(2000)}]
+    assert taints.evict_at(late, [unreachable], 2001) == 2300
     for toleration, matches in (
         ({"key": "k", "operator": "Equal", "value": "v"}, True),
         ({"key": "k", "value": "w"}, False),

@@ -153,11 +153,22 @@ class Kubelet:
 async def world() -> AsyncIterator[World]:
     server = ApiServer(Config(bind_addresses=(), secure_port=0, authorization_mode=("Node", "RBAC")), EmbeddedStore(None))
     await server.start()
+    supervisor = Supervisor("world")
     try:
-        async with Supervisor("world") as supervisor:
-            yield World(server, supervisor)
+        yield World(server, supervisor)
     finally:
-        await server.close()
+        await _end(supervisor.close(), "controllers")
+        await _end(server.close(), "server")
+
+
+async def _end(closing: Any, what: str) -> None:
+    """Everything stops when it is told to; what does not is shown."""
+    done, _ = await asyncio.wait({asyncio.ensure_future(closing)}, timeout=10)
+    if not done:
+        for task in asyncio.all_tasks():
+            task.print_stack()
+        raise AssertionError(f"the {what} did not stop")
+    done.pop().result()
 
 
 def deployment(name: str = "web", replicas: int = 3, image: str = "web:1", **spec: Any) -> Object:
