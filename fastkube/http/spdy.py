@@ -141,7 +141,8 @@ class Connection:
             length = second & 0xFFFFFF
             if len(self._buffer) < 8 + length:
                 break
-            payload = bytes(self._buffer[8 : 8 + length])
+            with memoryview(self._buffer) as view:
+                payload = bytes(view[8 : 8 + length])
             del self._buffer[: 8 + length]
             if first & 0x80000000:
                 if (first >> 16) & 0x7FFF != 3:

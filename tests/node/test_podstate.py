@@ -134,11 +134,11 @@ class Model:
 
 names = st.sampled_from
 containers_ = st.lists(st.sampled_from(["", "probe"]), min_size=1, max_size=3).map(
-    lambda kinds: [box(f"c{i}", **({"startupProbe": {}, "readinessProbe": {}} if k else {})) for i, k in enumerate(kinds)]
+    lambda kinds: [box(f"c{i}", **({"startupProbe": {"exec": {}}, "readinessProbe": {"exec": {}}} if k else {})) for i, k in enumerate(kinds)]
 )
 init_ = st.lists(st.sampled_from(["init", "sidecar", "probed"]), max_size=3).map(
     lambda kinds: [
-        box(f"i{i}", **({} if k == "init" else {"restartPolicy": "Always"}), **({"startupProbe": {}} if k == "probed" else {})) for i, k in enumerate(kinds)
+        box(f"i{i}", **({} if k == "init" else {"restartPolicy": "Always"}), **({"startupProbe": {"exec": {}}} if k == "probed" else {})) for i, k in enumerate(kinds)
     ]
 )
 events_ = st.lists(
