@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 PARTS = {
     "up": ("fastkube.cli.up", "Run a whole cluster in the foreground."),
     "down": ("fastkube.cli.down", "Remove everything that `fastkube up` made outside its data directory."),
+    "etcd": ("fastkube.cli.etcd", "Run the store behind etcd's API."),
     "apiserver": ("fastkube.cli.apiserver", "Run the API server with its store."),
     "controller-manager": ("fastkube.cli.controller_manager", "Run the controllers."),
     "scheduler": ("fastkube.cli.scheduler", "Run the scheduler."),

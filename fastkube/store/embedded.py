@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import operator
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +116,16 @@ class EmbeddedStore:
     def compacted(self) -> int:
         return self._tree.compacted
 
+    @property
+    def size(self) -> int:
+        """Bytes of all versions in memory, history too."""
+        return self._tree.live_bytes + self._tree.history_bytes
+
+    @property
+    def trimming(self) -> bool:
+        """Whether there is something compacted that is still to be freed."""
+        return self._upkeep.trimming
+
     # Reads
 
     def range(self, key: bytes, end: bytes, revision: int = 0, limit: int = 0) -> RangeResult:
@@ -209,8 +221,8 @@ class EmbeddedStore:
             elif isinstance(op, Delete):
                 results.append(self._delete_range(op.key, op.end, revision))
             elif isinstance(op, Range):
-                kvs, count, at = tree.range(op.key, op.end, op.revision, op.limit, op.count_only, op.revision <= 0)
-                results.append(RangeResult(kvs, count > len(kvs), count, at))
+                kvs, count, _ = tree.range(op.key, op.end, op.revision, op.limit, op.count_only, op.revision <= 0)
+                results.append(RangeResult(kvs, count > len(kvs), count, tree.head))
             else:
                 results.append(self._apply(op, revision))
         return TxnResult(chosen.succeeded, tree.head, results)
@@ -310,6 +322,14 @@ class EmbeddedStore:
         if self._log is not None:
             await self._upkeep.snapshot()
 
+    @asynccontextmanager
+    async def held(self, revision: int = -1) -> AsyncIterator[Held]:
+        """Hold history from `revision` (-1: the visible one) on until the end, to read all of it in slices. Raises Compacted, FutureRevision."""
+        tree = self._tree
+        tree.range(b"\0", b"", revision)  # is it there?
+        async with self._upkeep.holding(tree.visible if revision < 0 else revision) as at:
+            yield Held(tree, at, tree.visible)
+
     # What the commits tell
 
     def _visible(self, revision: int) -> None:
@@ -407,6 +427,34 @@ class EmbeddedStore:
 
     def leases(self) -> list[int]:
         return [lease.id for lease in sorted(self._leases.all(), key=lambda lease: lease.deadline)]
+
+
+@dataclass(slots=True)
+class Held:
+    """All there is from `revision` to `visible`, both included, while writes go on."""
+
+    _tree: Tree
+    revision: int
+    visible: int
+
+    async def dump(self, slice_bytes: int) -> AsyncIterator[bytes]:
+        """What stands at `revision`, by key, as Tree.dump encodes it."""
+        after: bytes | None = None
+        while True:
+            data, after, _ = self._tree.dump(after, self.revision, slice_bytes)
+            if data:
+                yield data
+            if after is None:
+                return
+            await asyncio.sleep(0)
+
+    async def events(self, slice_events: int) -> AsyncIterator[list[Event]]:
+        """Every change after `revision`, up to `visible`."""
+        tree = self._tree
+        start, stop = tree.position(self.revision + 1), tree.position(self.visible + 1)
+        for at in range(start, stop, slice_events):
+            yield [tree.event(i) for i in range(at, min(at + slice_events, stop))]
+            await asyncio.sleep(0)
 
 
 class _Chosen(NamedTuple):

@@ -92,7 +92,7 @@ class RangeResult:
     kvs: list[KeyValue]
     more: bool  # the limit cut the range
     count: int  # how many keys the whole range holds
-    revision: int  # what it was read at: `revision` if asked for, the visible one, in a transaction the newest
+    revision: int  # of `range`: what it was read at; in a transaction: the store's at that point of it
 
 
 class StoreError(Exception):

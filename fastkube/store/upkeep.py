@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastkube._ext.tree import Tree
@@ -16,7 +17,7 @@ from fastkube.runtime.tasks import Supervisor
 from fastkube.store import segments
 from fastkube.store.commit import Commits, retrieved
 from fastkube.store.feed import SLICE_EVENTS, SLICE_SECONDS
-from fastkube.store.interface import StoreError, Unavailable
+from fastkube.store.interface import Overloaded, StoreError, Unavailable
 from fastkube.store.leases import Leases
 from fastkube.store.log import WriteAheadLog
 from fastkube.store.segments import PAIR
@@ -24,6 +25,7 @@ from fastkube.store.segments import PAIR
 UPKEEP_SECONDS = 1.0
 MARK_SECONDS = 10.0  # between notes of which revision was visible when
 MARKS_MAX = 10_000
+HELD_MAX = 16  # snapshots at a time
 SNAPSHOT_OBSOLETE_BYTES_MIN = 64 << 20  # of log that only reads below the compacted revision need, before a snapshot is worth it
 
 log = logs.get("store")
@@ -44,7 +46,7 @@ class Upkeep:
         self._log: WriteAheadLog | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)  # (wall time, revision visible then)
         self._snapshotting = asyncio.Lock()
-        self._hold: int | None = None  # history from this revision on is needed by a snapshot
+        self._held: list[int] = []  # history from these revisions on is needed by snapshots
         self.trimming = False
 
     def open(self, loop: asyncio.AbstractEventLoop, supervisor: Supervisor, wal: WriteAheadLog | None, marks: Iterable[tuple[float, int]]) -> None:
@@ -123,7 +125,7 @@ class Upkeep:
                 oldest = tree.event(min(tree.log_start + SLICE_EVENTS, tree.visible_at - 1))
                 tree.compact(oldest.kv.mod_revision)
             before = tree.log_start
-            done = tree.prune(tree.compacted if self._hold is None else min(self._hold, tree.compacted), SLICE_EVENTS)
+            done = tree.prune(min(self._held, default=tree.compacted), SLICE_EVENTS)  # (never above the compacted revision)
             if done and (tree.history_bytes <= self._history_bytes or tree.log_start == before):
                 return
         self.trim_soon()
@@ -144,8 +146,9 @@ class Upkeep:
 
     async def _snapshot(self) -> None:
         assert self._log is not None
-        revision = self._hold = max(self._tree.compacted, 1)
+        revision = max(self._tree.compacted, 1)
         self._tree.compact(revision)
+        self._held.append(revision)
         try:
             leases = [(lease.id, lease.ttl) for lease in self._leases.all()]
             await self._mark()  # when this is on disk, so is what the list of leases has seen
@@ -153,5 +156,17 @@ class Upkeep:
         except (OSError, StoreError) as e:
             log.error("snapshot failed, the log is kept", error=str(e))
         finally:
-            self._hold = None
+            self._held.remove(revision)
+            self.trim_soon()
+
+    @asynccontextmanager
+    async def holding(self, revision: int) -> AsyncIterator[int]:
+        """Free nothing that is needed to read at `revision` and after. Raises Overloaded when too many do that already."""
+        if len(self._held) >= HELD_MAX:
+            raise Overloaded("too many requests: several snapshots are being made")
+        self._held.append(revision)
+        try:
+            yield revision
+        finally:
+            self._held.remove(revision)
             self.trim_soon()
