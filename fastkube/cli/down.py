@@ -49,13 +49,13 @@ def _stop(pid_file: Path) -> None:
 
 
 async def _clean(data_dir: Path) -> None:
+    await remove_proxy(ProxyConfig(service_cidrs=[machine.SERVICE_CIDR]))
     for directory in sorted((data_dir / "nodes").glob("*")):
         containerd = Containerd(directory)
         await containerd.remove_all()
         mounts.unmount_below(directory)
         network = PodNetwork(Ranges(machine.POD_CIDR, machine.SERVICE_CIDR), containerd.cni_conf_dir, directory)
         await network.remove()
-    await remove_proxy(ProxyConfig(service_cidrs=[machine.SERVICE_CIDR]))
     await machine.remove()
 
 

@@ -32,6 +32,7 @@ def command(
         str, typer.Option(help="CIDRs of the node's addresses that take node ports, comma-separated [default: all but loopback]")
     ] = "",
     ipvs_scheduler: Annotated[str, typer.Option(help="how IPVS picks a backend: " + ", ".join(configuration.SCHEDULERS))] = "rr",
+    ipvs_exclude_cidrs: Annotated[str, typer.Option(help="virtual servers on addresses in these CIDRs are left alone, comma-separated")] = "",
     healthz_bind_address: Annotated[str, typer.Option(help="ADDRESS:PORT of /healthz and /livez; empty: none")] = "0.0.0.0:10256",
     metrics_bind_address: Annotated[str, typer.Option(help="ADDRESS:PORT of /metrics and /proxyMode; empty: none")] = "127.0.0.1:10249",
     cleanup: Annotated[bool, typer.Option("--cleanup", help="remove every rule and device of the proxy, and exit")] = False,
@@ -40,7 +41,7 @@ def command(
     settings = configuration.Config(
         kubeconfig=kubeconfig, mode=proxy_mode, node_name=hostname_override, cluster_cidrs=configuration.cidr_list(cluster_cidr),
         service_cidrs=configuration.cidr_list(service_cluster_ip_range), node_port_cidrs=configuration.cidr_list(nodeport_addresses),
-        ipvs_scheduler=ipvs_scheduler, healthz_address=healthz_bind_address, metrics_address=metrics_bind_address,
+        ipvs_scheduler=ipvs_scheduler, ipvs_exclude_cidrs=configuration.cidr_list(ipvs_exclude_cidrs), healthz_address=healthz_bind_address, metrics_address=metrics_bind_address,
     )  # fmt: skip
     try:
         if config:

@@ -27,6 +27,7 @@ class Config:
     service_cidrs: list[str] = field(default_factory=lambda: ["10.96.0.0/12"])
     node_port_cidrs: list[str] = field(default_factory=list)
     ipvs_scheduler: str = "rr"
+    ipvs_exclude_cidrs: list[str] = field(default_factory=list)  # virtual servers on these addresses are somebody else's
     healthz_address: str = "0.0.0.0:10256"
     metrics_address: str = "127.0.0.1:10249"
 
@@ -41,6 +42,7 @@ class Config:
         if not self.kubeconfig:
             raise ConfigError("--kubeconfig is needed (or clientConnection.kubeconfig in --config)")
         for name, cidrs in (
+            ("--ipvs-exclude-cidrs", self.ipvs_exclude_cidrs),
             ("--cluster-cidr", self.cluster_cidrs),
             ("--service-cluster-ip-range", self.service_cidrs),
             ("--nodeport-addresses", self.node_port_cidrs),
@@ -85,7 +87,8 @@ def load(path: Path, config: Config) -> Config:
     _known(doc, {"apiVersion", "kind", "clientConnection", "clusterCIDR", "ipvs", *_FIELDS}, "")
     connection, ipvs = doc.get("clientConnection") or {}, doc.get("ipvs") or {}
     _known(connection, {"kubeconfig"}, "clientConnection.")
-    _known(ipvs, {"scheduler"}, "ipvs.")
+    _known(ipvs, {"scheduler", "excludeCIDRs"}, "ipvs.")
+    config.ipvs_exclude_cidrs = ipvs.get("excludeCIDRs") or config.ipvs_exclude_cidrs
     config.kubeconfig = connection.get("kubeconfig") or config.kubeconfig
     config.ipvs_scheduler = ipvs.get("scheduler") or config.ipvs_scheduler
     if doc.get("clusterCIDR"):

@@ -1,4 +1,4 @@
-"""netfilter over netlink: the few messages the proxy needs, encoded and decoded by hand (linux/netfilter/nfnetlink.h).
+"""Netlink for the proxy's hot paths: messages encoded and decoded by hand (linux/netlink.h, linux/netfilter/nfnetlink.h).
 
 A message is header, family, attributes; an attribute is length, type, payload padded to four bytes; nested ones hold attributes again.
 """
@@ -9,9 +9,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-NETLINK_NETFILTER = 12
+NETLINK_ROUTE, NETLINK_NETFILTER, NETLINK_GENERIC = 0, 12, 16
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 F_REQUEST, F_ACK, F_DUMP = 0x1, 0x4, 0x300
 F_CREATE = 0x400
@@ -19,6 +19,7 @@ NESTED = 0x8000
 TYPE_MASK = 0x3FFF
 BATCH_BEGIN, BATCH_END = 16, 17
 RECEIVE_BYTES = 1 << 18
+PIPELINED_MAX = 200  # requests sent before their acknowledgements are read
 SOCKET_BUFFER_BYTES = 8 << 20
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 
@@ -53,10 +54,10 @@ def body(family: int, payload: bytes, res_id: int = 0) -> bytes:
 
 
 class Socket:
-    """A netfilter netlink socket of the calling thread's network namespace. Failures are OSErrors with the kernel's errno."""
+    """A netlink socket of the calling thread's network namespace. Failures are OSErrors with the kernel's errno."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    def __init__(self, protocol: int = NETLINK_NETFILTER) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         for option in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
             self._socket.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
         self._socket.bind((0, 0))
@@ -72,8 +73,24 @@ class Socket:
         for _ in self._answers(self._sequence):
             pass
 
+    def requests(self, messages: Iterable[tuple[int, int, bytes]]) -> list[int]:
+        """(type, flags, payload) messages one after the other, many under way at once -> the errno of each, 0 for those that succeeded."""
+        out: list[int] = []
+        waiting = list(messages)
+        for start in range(0, len(waiting), PIPELINED_MAX):
+            part = waiting[start : start + PIPELINED_MAX]
+            first = self._sequence + 1
+            self._socket.send(b"".join(self._framed(type_, F_REQUEST | F_ACK | flags, payload) for type_, flags, payload in part))
+            errors: dict[int, int] = {}
+            while len(errors) < len(part):
+                for sequence, kind, payload_view in _messages(self._socket.recv(RECEIVE_BYTES)):
+                    if kind == NLMSG_ERROR and sequence >= first:
+                        errors[sequence] = -struct.unpack_from("=i", payload_view)[0]
+            out += [errors[first + i] for i in range(len(part))]
+        return out
+
     def dump(self, type_: int, payload: bytes) -> Iterator[memoryview]:
-        """The payloads (after nfgenmsg) of all answers."""
+        """The payloads (after nfgenmsg, or whatever four bytes a protocol opens with) of all answers."""
         self._sequence += 1
         self._socket.send(_header.pack(16 + len(payload), type_, F_REQUEST | F_DUMP, self._sequence, 0) + payload)
         yield from self._answers(self._sequence)

@@ -173,14 +173,64 @@ async def test_a_leaving_backend_keeps_its_connections_and_gets_no_new_ones(kern
 async def test_restart_keeps_what_is_right_and_mends_the_rest(kernel: Kernel, world: World) -> None:  # noqa: F811
     await kernel.set({VIP: Target((A, B))})
     assert names(world.ask(world.outside, "10.96.0.1", 80, count=4)) == {"a", "b"}
-    before = world.exec(world.node, "ipvsadm", "-Ln", "--stats")
+
+    def connections() -> str:
+        found = re.search(r"TCP  10\.96\.0\.1:80 +(\d+)", world.exec(world.node, "ipvsadm", "-Ln", "--stats"))
+        return found[1] if found else ""
+
+    for _ in range(100):  # the kernel adds them up every two seconds
+        if connections() == "4":
+            break
+        await asyncio.sleep(0.1)
     await kernel.restart()
-    assert world.exec(world.node, "ipvsadm", "-Ln", "--stats") == before  # not made anew: the counters go on
+    assert connections() == "4"  # not made anew: the counters go on
     world.exec(world.node, "ipvsadm", "-d", "-t", "10.96.0.1:80", "-r", "10.244.0.2:8080")
     world.exec(world.node, "ipvsadm", "-A", "-t", f"{NODE}:7777", "-s", "rr")
     await kernel.restart("lc")
     listed = kernel.listed()
     assert "TCP  10.96.0.1:80 lc" in listed and "10.244.0.2:8080" in listed and "7777" not in listed
+
+
+async def test_a_new_address_of_the_node_takes_node_ports(kernel: Kernel, world: World) -> None:  # noqa: F811
+    await kernel.set({NODE_PORT: Target((A,), external=True)})
+    world.ip(world.node, "addr add 192.0.2.77/24 dev eth0")
+    await kernel.set({VIP: Target((B,))}, "other")  # any change finds it
+    assert names(world.ask(world.outside, "192.0.2.77", 30080)) == {"a"}
+    world.ip(world.node, "addr del 192.0.2.77/24 dev eth0")
+    await kernel.set({}, "other")
+    assert "192.0.2.77" not in kernel.listed()
+
+
+async def test_an_address_shared_by_two_ports_stays_until_the_last_goes(kernel: Kernel, world: World) -> None:  # noqa: F811
+    second = VIP._replace(port=81)
+    await kernel.set({VIP: Target((A,)), second: Target((B,))})
+    await kernel.set({second: Target((B,))})
+    assert names(world.ask(world.outside, "10.96.0.1", 81)) == {"b"}
+    assert world.ask(world.outside, "10.96.0.1", 80) == ["ConnectionRefusedError"]
+
+
+async def test_what_drained_before_a_restart_is_still_removed(kernel: Kernel, world: World) -> None:  # noqa: F811
+    await kernel.set({VIP: Target((A, B))})
+    world.exec(world.node, "ipvsadm", "-e", "-t", "10.96.0.1:80", "-r", "10.244.0.2:8080", "-m", "-w", "0")
+    kernel.programmed.plan({("default", "web"): {VIP: Target((B,))}})
+    await kernel.restart()
+    assert "10.244.0.2:8080" in kernel.listed()
+    await kernel.driver._in_thread(kernel.driver._drain)
+    assert "10.244.0.2:8080" not in kernel.listed()
+
+
+async def test_ten_thousand_services(kernel: Kernel, world: World) -> None:  # noqa: F811
+    """Not how fast (this machine is emulated), but that it is whole, and that one change is one."""
+    count = int(os.environ.get("SERVICES", "2000"))
+    rules = {Frontend(f"10.96.{100 + (i >> 8)}.{i & 255}", "tcp", 80): Target((A, B)) for i in range(count)}
+    started = os.times()
+    await kernel.set(rules)
+    spent = os.times()
+    print("CPU seconds", spent.user + spent.system - started.user - started.system)
+    assert kernel.listed().count("\nTCP ") == count
+    assert names(world.ask(world.outside, "10.96.100.7", 80, count=4)) == {"a", "b"}
+    await kernel.restart()
+    assert kernel.listed().count("\nTCP ") == count
 
 
 @pytest.mark.parametrize("scheduler", ["lc", "dh", "sh", "sed", "nq", "wrr", "wlc"])
