@@ -16,13 +16,14 @@ from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
 
+QUERY_FIELDS_MAX = 1000
 COLLECT_QUEUE_ITEMS_MAX = 1024  # frames a Push may run ahead of an in-process reader before `paused` says so
 
 Headers = Sequence[tuple[str, str]]
 
 
 class BadTarget(ValueError):
-    """The request target is no path (bad percent-encoding, not UTF-8)."""
+    """The request target is no path (bad percent-encoding, not UTF-8), or its query has too many parameters."""
 
 
 class Request:
@@ -54,7 +55,9 @@ class Request:
     def query(self) -> list[tuple[str, str]]:
         """The query's (name, value) pairs in order, decoded."""
         if self._pairs is None:
-            self._pairs = parse_qsl(self.raw_query, keep_blank_values=True, max_num_fields=1000) if self.raw_query else []
+            if self.raw_query.count("&") >= QUERY_FIELDS_MAX:
+                raise BadTarget("too many query parameters")
+            self._pairs = parse_qsl(self.raw_query, keep_blank_values=True) if self.raw_query else []
         return self._pairs
 
     def param(self, name: str, default: str = "") -> str:

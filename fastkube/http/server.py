@@ -321,13 +321,13 @@ class Connection(asyncio.Protocol):
             if not target.isascii():
                 raise BadTarget("the target is not ASCII")
         except BadTarget as e:
-            self._refuse(400, f"malformed request: {e}")
+            self._refuse(400, f"malformed request: {e}", linger=False)
             return
         self._queue.append(request)
 
-    def _refuse(self, status: int, message: str) -> None:
-        """Answer, then close; what the peer still sends is dropped for a while so that it gets to read the answer."""
-        self._dropped = 0
+    def _refuse(self, status: int, message: str, linger: bool = True) -> None:
+        """Answer, then close; what the peer may still be sending is dropped for a while (`linger`), so that it gets to read the answer."""
+        self._dropped = 0 if linger else -1
         self._mid = False
         self._close_after = True
         self._deadline = self.server.now() + LINGER_SECONDS_MAX

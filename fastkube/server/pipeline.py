@@ -17,7 +17,7 @@ from fastkube.api import errors
 from fastkube.api.errors import ApiError
 from fastkube.api.resources import Resource
 from fastkube.http import compress
-from fastkube.http.message import Answer, Request, Response, Upgrade
+from fastkube.http.message import Answer, BadTarget, Request, Response, Upgrade
 from fastkube.runtime import clock, entropy, logs
 from fastkube.server import authz, routing
 from fastkube.server.authn import impersonation
@@ -29,6 +29,10 @@ log = logs.get("apiserver")
 
 INFLIGHT_MAX = 600  # requests being waited for at once, as upstream's --max-requests-inflight and --max-mutating-requests-inflight together
 RETRY_SECONDS = 1
+
+_METRIC_VERBS = {
+    "get": "GET", "list": "LIST", "watch": "WATCH", "create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE", "deletecollection": "DELETECOLLECTION", "head": "GET", "post": "POST",
+}  # fmt: skip
 
 Dispatch = Callable[[Request], "Answer | Awaitable[Answer]"]
 _HTTP_REASONS = {400: "BadRequest", 408: "Timeout", 413: "RequestEntityTooLarge", 414: "RequestURITooLong", 431: "RequestHeaderFieldsTooLarge"}
@@ -111,7 +115,7 @@ class Pipeline:
         return answer
 
     def _count(self, info: RequestInfo, code: int, seconds: float) -> None:
-        verb = info.verb.upper() if info.is_resource else "GET" if info.verb in ("get", "head") else "OTHER"
+        verb = _METRIC_VERBS.get(info.verb, "OTHER")
         if info.spec is None and info.is_resource:
             labels = ("apiserver", "", "", "", "", verb, "")
         else:
@@ -126,6 +130,8 @@ class Pipeline:
     def failure(self, request: Request | None, error: BaseException) -> Response:
         if isinstance(error, ApiError):
             return self.status(request, error)
+        if isinstance(error, BadTarget):
+            return self.status(request, errors.bad_request(str(error)))
         incident = entropy.uid()
         log.error("a request failed", incident=incident, method=request.method if request else "", path=request.path if request else "", exc_info=error)
         return self.status(request, errors.internal(f"the request could not be carried out; the server's log has it as incident {incident}"))

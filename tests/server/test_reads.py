@@ -49,7 +49,7 @@ async def test_lists_repeat_no_types_and_are_selected(api):
 
 async def test_pages_are_one_snapshot(api):
     await fill(api, 7)
-    status, first = await api.call("GET", f"{MAPS}?limit=3")
+    _, first = await api.call("GET", f"{MAPS}?limit=3")
     assert names(first) == ["m-00", "m-01", "m-02"] and first["metadata"]["remainingItemCount"] == 4
     await api.call("DELETE", f"{MAPS}/m-04")
     await api.make(MAPS, config_map("m-03a"))
