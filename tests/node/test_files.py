@@ -52,6 +52,11 @@ def test_volume_holds_exactly_its_files(tmp_path_factory, wanted):
         assert sum(e.name.startswith("..2") for e in os.scandir(directory)) == 1
 
 
+def _read_at(base: int, name: str) -> bytes:
+    with open(os.open(name, os.O_RDONLY, dir_fd=base), "rb") as f:
+        return f.read()
+
+
 def test_readers_never_see_a_mixture(tmp_path):
     atomic.write(tmp_path, {"a": File(b"0"), "b": File(b"0")})
     stop, mixtures = threading.Event(), []
@@ -60,7 +65,7 @@ def test_readers_never_see_a_mixture(tmp_path):
         while not stop.is_set():
             try:
                 base = os.open(tmp_path / "..data", os.O_RDONLY | os.O_DIRECTORY)
-                pair = {open(os.open(n, os.O_RDONLY, dir_fd=base), "rb").read() for n in ("a", "b")}
+                pair = {_read_at(base, name) for name in ("a", "b")}
                 os.close(base)
                 if len(pair) > 1:
                     mixtures.append(pair)
