@@ -85,7 +85,8 @@ class LeaderElector:
             left = self._renew_deadline_seconds - (clock.monotonic() - renewed_at)
             started = clock.monotonic()
             try:
-                ok = await asyncio.wait_for(self._try(), max(left, 0.01))
+                async with asyncio.timeout(max(left, 0.01)):
+                    ok = await self._try()
             except TimeoutError:
                 ok = False
             if ok:
@@ -146,6 +147,7 @@ class LeaderElector:
             return
         spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": clock.rfc3339_micro()}
         try:
-            await asyncio.wait_for(self._client.update(LEASES, {**lease, "spec": spec}), RELEASE_TIMEOUT_SECONDS)
+            async with asyncio.timeout(RELEASE_TIMEOUT_SECONDS):
+                await self._client.update(LEASES, {**lease, "spec": spec})
         except (ApiError, TimeoutError) as e:
             log.debug("lease could not be released", lease=self._name, error=str(e))

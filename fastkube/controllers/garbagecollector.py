@@ -85,7 +85,8 @@ class GarbageCollector(Controller):
 
     async def _wait_synced(self, informer: Informer) -> None:
         try:
-            await asyncio.wait_for(informer.synced(), SYNC_RETRY_SECONDS)
+            async with asyncio.timeout(SYNC_RETRY_SECONDS):  # not wait_for: Python 3.11's loses a cancellation that meets the result
+                await informer.synced()
         except TimeoutError:
             log.warning("kind cannot be listed, going on without it", resource=str(informer.resource))
 
