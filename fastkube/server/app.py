@@ -38,6 +38,7 @@ from fastkube.server.pipeline import Pipeline
 from fastkube.server.reader import StoreReader
 from fastkube.server.registry.endpoint import Endpoint
 from fastkube.server.registry.expiry import Expiry
+from fastkube.server.registry.indexes import Indexes
 from fastkube.server.registry.objects import Call, DeleteOptions, Object, Objects
 from fastkube.server.request import User
 from fastkube.server.routing import Resources
@@ -110,6 +111,7 @@ class ApiServer:
         endpoint = self._endpoints.get(resource)
         if endpoint is None:
             endpoint = self._endpoints[resource] = Endpoint(resource)
+            endpoint.indexes = Indexes(self.store, endpoint)
         return endpoint
 
     def serve(self, endpoint: Endpoint) -> None:

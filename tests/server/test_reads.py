@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gzip
 import json
+import random
 
 import pytest
 
@@ -285,3 +286,27 @@ async def test_event_and_table_frames_are_shared(api):
     watches = [await api.watch(f"{MAPS}?watch=true&resourceVersion={api.server.store.revision}") for _ in range(3)]
     await api.make(MAPS, config_map("a"))
     assert [await w.types(1) for w in watches] == [[("ADDED", "a")]] * 3
+
+
+async def test_lists_by_label_of_many_objects_follow_every_write(api, monkeypatch):
+    """With an index or without, a list by label is the same list."""
+    from fastkube.server.registry import indexes
+
+    monkeypatch.setattr(indexes, "OBJECTS_MIN", 5)
+    monkeypatch.setattr(indexes, "INDEXES_MAX", 2)
+    chance = random.Random(3)
+    await api.make("/api/v1/namespaces", {"metadata": {"name": "other"}})
+    for _ in range(120):
+        namespace, name = chance.choice(["default", "other"]), f"m{chance.randrange(15)}"
+        path = f"/api/v1/namespaces/{namespace}/configmaps"
+        labels = {key: chance.choice("xyz") for key in ("a", "b", "c") if chance.random() < 0.7}
+        if chance.random() < 0.3:
+            await api.call("DELETE", f"{path}/{name}")
+        elif (await api.call("PUT", f"{path}/{name}", config_map(name, labels)))[0] == 404:
+            await api.make(path, config_map(name, labels))
+        key, values = chance.choice("abc"), sorted(chance.sample("xyz", chance.randint(1, 2)))
+        scope = chance.choice(["/api/v1/configmaps", MAPS])
+        everything = (await api.call("GET", scope))[1]["items"]
+        listed = (await api.call("GET", f"{scope}?labelSelector={key}%20in%20({','.join(values)})"))[1]["items"]
+        assert listed == [item for item in everything if (item["metadata"].get("labels") or {}).get(key) in values]
+    assert api.server.endpoint(api.server.served.find("", "v1", "configmaps")).indexes._indexes

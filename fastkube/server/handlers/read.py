@@ -161,9 +161,12 @@ def find(store: Store, endpoint: Endpoint, selected: Selected, options: Options)
     try:
         if selected.key:
             kv = store.get(selected.key, at) if not options.start else None
-            kvs = [kv] if kv is not None and selected.takes(kv) else []
-            return Page(kvs, at or store.revision)
+            return Page([kv] if kv is not None and selected.takes(kv) else [], at or store.revision)
         if not options.limit:
+            if selected.term is not None and not at and not options.start and endpoint.indexes is not None:
+                candidates = endpoint.indexes.find(selected.term, start, end)
+                if candidates is not None:
+                    return Page(selected.filter(candidates), store.revision)
             found = store.range(start, end, at)
             return Page(selected.filter(found.kvs), at or found.revision)
         return _page(store, endpoint, selected, start, end, at, options)

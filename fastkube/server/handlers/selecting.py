@@ -11,18 +11,20 @@ from fastkube._ext.selection import Selection
 from fastkube.api import selectors
 from fastkube.http.message import Request
 from fastkube.server.registry.endpoint import Endpoint
+from fastkube.server.registry.indexes import Term
 
 
 class Selected:
     """Keys in [start, end), or the one `key`; of them those that the selectors take."""
 
-    __slots__ = ("_selection", "end", "everything", "field", "key", "start")
+    __slots__ = ("_selection", "end", "everything", "field", "key", "start", "term")
 
-    def __init__(self, start: bytes, end: bytes, key: bytes = b"", selection: Selection | None = None, field: tuple[str, str] | None = None) -> None:
+    def __init__(self, start: bytes, end: bytes, key: bytes = b"", selection: Selection | None = None, field: tuple[str, str] | None = None, term: Term | None = None) -> None:
         self.start = start
         self.end = end
         self.key = key
         self.field = field  # (name, value) of a field that must have one value, where the range is all of the resource
+        self.term = term  # a requirement that an index can answer
         self._selection = selection
         self.everything = selection is None
 
@@ -61,4 +63,12 @@ def select(endpoint: Endpoint, request: Request) -> Selected:
             key = endpoint.resource.key(namespace, name)
         else:
             requirements.append((True, "in", "metadata.name", (name,)))
-    return Selected(start, end, key, Selection(requirements, endpoint.digest_of) if requirements else None, None if key or namespace else only)
+    return Selected(start, end, key, Selection(requirements, endpoint.digest_of) if requirements else None, None if key or namespace else only, _term(requirements))
+
+
+def _term(requirements: list[tuple[bool, str, str, Any]]) -> Term | None:
+    """The requirement that names values to have, if there is one."""
+    for on_fields, operator, name, values in requirements:
+        if operator == "in" and name != "metadata.namespace":
+            return on_fields, name, frozenset(values)
+    return None

@@ -14,6 +14,7 @@ import orjson
 from fastkube._ext.selection import Digest
 from fastkube.api import codec, convert, errors, kinds, schema, tables
 from fastkube.api.resources import Resource
+from fastkube.server.registry.indexes import Indexes
 
 Object = dict[str, Any]
 _VERSION_KEY = b'"resourceVersion":"'
@@ -45,6 +46,7 @@ class Endpoint:
         self.api_version = resource.api_version
         self.rules = rules or kinds.of(*convert.storage_kind(resource))
         self.converts = resource.api_version != resource.storage_version
+        self.indexes: Indexes | None = None  # for lists by label or field, where the server has given it some
         self.expires = resource.prefix == "/registry/events/"
         self.followed = False  # the Reader hands decoded objects on as they are written
         self.prefix = resource.prefix.encode()

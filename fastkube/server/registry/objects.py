@@ -51,6 +51,7 @@ class Call:
     name: str = ""
     subresource: str = ""
     dry_run: bool = False
+    unconditional: bool = False  # the server's own change of what is there: made again when others were quicker
     manager: str = ""  # fieldManager or the user agent's; "": managedFields are left alone
     operation: str = "Update"  # of managedFields: Update or Apply
     validation: str = "Warn"
@@ -256,8 +257,8 @@ class Objects:
         """The resourceVersion that the write names, if any, is the stored one's, or 409."""
         endpoint, metadata = call.endpoint, obj.setdefault("metadata", {})
         asked = metadata.get("resourceVersion") or ""
-        if asked == "" or asked == "0":
-            if not endpoint.rules.unconditional_update:
+        if asked == "" or asked == "0" or call.unconditional:
+            if not call.unconditional and not endpoint.rules.unconditional_update:
                 problem = errors.invalid_value("metadata.resourceVersion", 0, "must be specified for an update")
                 raise errors.invalid(endpoint.plural, endpoint.group, call.name, [problem])
             metadata["resourceVersion"] = str(kv.mod_revision)

@@ -35,7 +35,6 @@ async def bind(objects: Objects, call: Call, binding: Object) -> None:
         if pod["spec"].get("schedulingGates"):
             raise errors.conflict("pods/binding", "", call.name, f"pod {call.name} has non-empty .spec.schedulingGates")
         bound = {**pod, "spec": {**pod["spec"], "nodeName": node}, "metadata": {**pod["metadata"]}}
-        bound["metadata"].pop("resourceVersion", None)
         if metadata.get("annotations"):
             bound["metadata"]["annotations"] = {**(pod["metadata"].get("annotations") or {}), **metadata["annotations"]}
         if metadata.get("labels"):
@@ -46,6 +45,7 @@ async def bind(objects: Objects, call: Call, binding: Object) -> None:
         bound["status"] = status
         return bound
 
+    call.unconditional = True
     await objects.update(call, make, prepare=_keep_all, validate=_no_problems, uid=metadata.get("uid") or "")
 
 
@@ -59,7 +59,7 @@ def _no_problems(obj: Object, old: Object) -> list[Any]:
 
 def prepare_ephemeralcontainers(obj: Object, old: Object) -> None:
     """An update through /ephemeralcontainers: nothing but spec.ephemeralContainers is the new one's."""
-    spec = {**old["spec"]}
+    spec = {k: v for k, v in old["spec"].items() if k != "ephemeralContainers"}
     if obj["spec"].get("ephemeralContainers"):
         spec["ephemeralContainers"] = obj["spec"]["ephemeralContainers"]
     _restore(obj, old, spec)
@@ -138,7 +138,6 @@ async def _take(objects: Objects, budget_call: Call, budget: Object, call: Call,
     def make(stored: Object) -> Object:
         status = dict(stored.get("status") or {})
         metadata = dict(stored["metadata"])
-        metadata.pop("resourceVersion", None)
         allowed = status.get("disruptionsAllowed", 0)
         healthy_enough = status.get("currentHealthy", 0) >= status.get("desiredHealthy", 0) and status.get("desiredHealthy", 0) > 0
         policy = (stored["spec"]).get("unhealthyPodEvictionPolicy")
@@ -159,7 +158,7 @@ async def _take(objects: Objects, budget_call: Call, budget: Object, call: Call,
         status["disruptedPods"] = disrupted
         return {**stored, "metadata": metadata, "status": status}
 
-    budget_call.dry_run = call.dry_run
+    budget_call.dry_run, budget_call.unconditional = call.dry_run, True
     await objects.update(budget_call, make, prepare=_keep_all, validate=_no_problems)
 
 
