@@ -47,6 +47,7 @@ CONTROLLERS: dict[str, Callable[[], type[Controller]]] = {
     "statefulset-controller": _load("statefulset", "StatefulSetController"),
     "job-controller": _load("job", "JobController"),
     "cronjob-controller": _load("cronjob", "CronJobController"),
+    "disruption-controller": _load("disruption", "DisruptionController"),
     "endpoints-controller": _load("endpoints", "EndpointsController"),
     "endpointslice-controller": _load("endpointslice", "EndpointSliceController"),
     "namespace-controller": _load("namespace", "NamespaceController"),
