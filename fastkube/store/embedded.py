@@ -276,11 +276,11 @@ class EmbeddedStore:
                 changes = True
                 length = 0 if op.value is None else len(op.value)
                 size += length
+                if (op.value is None or op.lease is None) and tree.newest(op.key) is None:
+                    return KeyNotFound("key not found")
                 refusal = self._refusal(length, op.lease or 0)
                 if refusal is not None:
                     return refusal
-                if (op.value is None or op.lease is None) and tree.newest(op.key) is None:
-                    return KeyNotFound("key not found")
                 if op.key in keys:
                     return DuplicateKey(f"duplicate key given in txn request: {op.key!r}")
                 if op.revision_at > length:

@@ -58,6 +58,8 @@ class KV:
         if not (r.prev_kv or r.ignore_value or r.ignore_lease):
             kv = await self._store.put(r.key, r.value, lease=r.lease)
             return self._header.encode(kv.mod_revision)
+        if r.lease:
+            self._store.lease_status(r.lease)  # a put alone misses the lease before the key, one in a transaction after it
         result = await self._store.txn((), _put_ops(r))
         return _put_response(self._header.encode(result.revision), r, iter(result.results))
 
@@ -83,7 +85,7 @@ class KV:
             self._check_permissions(r, caller)
         txn = _translate(r)
         result = await self._store.txn(txn.compare, txn.success, txn.failure)
-        return _txn_response(self._header.encode(result.revision), r, result)
+        return _txn_response(self._header.encode(result.revision), r, result, result.revision - _changed(result))
 
     async def Compact(self, r: Any, caller: Caller) -> bytes:
         await self._store.compact(r.revision)
@@ -296,7 +298,12 @@ def _delete_response(header: bytes, r: Any, deleted: list[KeyValue]) -> bytes:
     return header + wire.varint(0x10, len(deleted)) + (wire.key_values(0x1A, deleted) if r.prev_kv else b"")
 
 
-def _txn_response(header: bytes, r: Any, result: TxnResult) -> bytes:
+def _changed(result: TxnResult) -> bool:
+    return any(isinstance(x, KeyValue) or (isinstance(x, list) and x) or (isinstance(x, TxnResult) and _changed(x)) for x in result.results)
+
+
+def _txn_response(header: bytes, r: Any, result: TxnResult, revision: int) -> bytes:
+    """`revision` is the store's before it: what operations say until the first one that changes something."""
     out = [header, wire.varint(0x10, result.succeeded)]
     results = iter(result.results)
     for op in r.success if result.succeeded else r.failure:
@@ -305,12 +312,16 @@ def _txn_response(header: bytes, r: Any, result: TxnResult) -> bytes:
             read: RangeResult = next(results)
             response = wire.nested(0x0A, _range_response(_bare(read.revision), op.request_range, read.kvs, read.count))
         elif kind == "request_put":
+            revision = result.revision
             response = wire.nested(0x12, _put_response(_bare(result.revision), op.request_put, results))
         elif kind == "request_delete_range":
             deleted = next(results)
-            response = wire.nested(0x1A, _delete_response(_bare(result.revision), op.request_delete_range, deleted))
+            revision = result.revision if deleted else revision
+            response = wire.nested(0x1A, _delete_response(_bare(revision), op.request_delete_range, deleted))
         else:
-            response = wire.nested(0x22, _txn_response(_bare(0), op.request_txn, next(results)))
+            inner = next(results)
+            response = wire.nested(0x22, _txn_response(_bare(0), op.request_txn, inner, revision))
+            revision = inner.revision
         out.append(wire.nested(0x1A, response))
     return b"".join(out)
 
