@@ -49,6 +49,8 @@ for dir in proc sys dev tmp run; do /bin/busybox mkdir -p /root/$dir; done
 /bin/busybox mount -t tmpfs shm /root/dev/shm
 /bin/busybox mount -t tmpfs tmp /root/tmp
 /bin/busybox mount -t tmpfs run /root/run
+/bin/busybox mkdir -p /root{directory} /rw/directory /rw/directory-work
+/bin/busybox mount -t overlay -o lowerdir=/host{directory},upperdir=/rw/directory,workdir=/rw/directory-work directory /root{directory}
 /bin/busybox mount -t cgroup2 cgroup /root/sys/fs/cgroup
 /bin/busybox mkdir -p /root/lib/modules/{release}
 /bin/busybox mount --bind /root{cache}/root/lib/modules/{release} /root/lib/modules/{release}
@@ -162,7 +164,7 @@ def initramfs(machine: Kernel, script: str, directory: Path) -> bytes:
     modules = module_files(machine.modules, BOOT_MODULES)
     busybox = shutil.which("busybox")
     assert busybox
-    init = INIT.format(modules=" ".join(m.name for m in modules), release=machine.release, cache=CACHE)
+    init = INIT.format(modules=" ".join(m.name for m in modules), release=machine.release, cache=CACHE, directory=directory)
     files = [
         ("bin", None), ("modules", None),
         *_program(busybox),
