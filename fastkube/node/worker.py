@@ -457,6 +457,7 @@ class Worker:
                     raise
         if runtime.sandboxes:
             await self.parts.view.refresh()
+        self.parts.cgroups.remove(self.uid)  # once more: the runtime removes the sandbox's own at its leisure
         logs_at = containerlogs.pod_log_dir(self.parts.pod_logs, self.pod)
         await asyncio.to_thread(shutil.rmtree, logs_at, ignore_errors=True)
         self.over = True

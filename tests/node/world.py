@@ -217,8 +217,8 @@ async def new_world(directory: Path) -> AsyncIterator[World]:
             await agent.network.remove()
         await client.close()
         await server.close()
-        assert not mounts.points_below(directory)
-        assert not [p for p in Path("/sys/fs/cgroup").glob(f"*{node.cgroup_root}*")]
+        left = [*mounts.points_below(directory), *(d for p in Path("/sys/fs/cgroup").glob(f"*{node.cgroup_root}") for d, _, _ in os.walk(p))]
+        assert not left, left
         shutil.rmtree(directory, ignore_errors=True)
 
 
