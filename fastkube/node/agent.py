@@ -77,9 +77,7 @@ class Agent:
             PodNetwork(Ranges(config.cluster_cidr, config.service_cidr), config.cni_conf_dir, config.root_dir / "cni") if config.pod_network else None
         )
         self.tidy = Housekeeping(config, self.cri, self.view, self.images, lambda: config.root_dir)
-        self.eviction = Eviction(
-            config.eviction_hard, self.cri, config.root_dir, self._evictable, self._evict, self._free_disk, self._pressure_changed
-        )
+        self.eviction = Eviction(config.eviction_hard, self.cri, config.root_dir, self._evictable, self._evict, self._free_disk, self._pressure_changed)
         self.pods: dict[str, Object] = {}  # desired pods by uid, static ones included
         self.workers: dict[str, Worker] = {}
         self._mirrors_dirty = asyncio.Event()
