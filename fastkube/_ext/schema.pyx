@@ -9,6 +9,7 @@ from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_SetItem, PyDict_De
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_GET_LENGTH
+from libc.string cimport memchr
 
 cpdef enum Code:
     ANY = 0
@@ -483,20 +484,31 @@ def prune(Node node not None, value):
 
 def members(bytes text):
     """How many members the objects of a JSON document have: more than its decoded form holds means that some stand twice."""
-    cdef const unsigned char* at = text
-    cdef const unsigned char* end = at + len(text)
+    cdef const char* at = text
+    cdef const char* end = at + len(text)
+    cdef const char* mark
     cdef Py_ssize_t count = 0
-    cdef unsigned char c
     with nogil:
-        while at < end:
-            c = at[0]
-            if c == 34:
-                at += 1
-                while at < end and at[0] != 34:
-                    at += 2 if at[0] == 92 else 1
-            elif c == 58:
-                count += 1
+        while True:
+            at = <const char*>memchr(at, 34, end - at)
+            if at == NULL:
+                break
+            while True:  # to the closing quote: one with an even number of backslashes before it
+                at = <const char*>memchr(at + 1, 34, end - at - 1)
+                if at == NULL:
+                    break
+                mark = at - 1
+                while mark[0] == 92:
+                    mark -= 1
+                if (at - mark) & 1:
+                    break
+            if at == NULL:
+                break
             at += 1
+            while at < end and (at[0] == 32 or at[0] == 10 or at[0] == 13 or at[0] == 9):
+                at += 1
+            if at < end and at[0] == 58:
+                count += 1
     return count
 
 

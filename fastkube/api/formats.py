@@ -165,13 +165,14 @@ def c_identifier(value: str) -> list[str]:
     return [regex_error(text, _C_IDENTIFIER, "my_name", "MY_NAME", "MyName")]
 
 
-def env_name(value: str) -> list[str]:
+@functools.lru_cache(maxsize=RULES_CACHED_MAX)
+def env_name(value: str) -> tuple[str, ...]:
     """The name of an environment variable: any printable ASCII but '='."""
     if not value:
-        return ["environment variable name " + EMPTY]
+        return ("environment variable name " + EMPTY,)
     if not _relaxed_env(value):
-        return ["a valid environment variable name must consist only of printable ASCII characters other than '='"]
-    return []
+        return ("a valid environment variable name must consist only of printable ASCII characters other than '='",)
+    return ()
 
 
 @functools.lru_cache(maxsize=RULES_CACHED_MAX)
@@ -207,7 +208,8 @@ def port_number(value: int) -> list[str]:
     return [] if 1 <= value <= 65535 else [in_range(1, 65535)]
 
 
-def port_name(value: str) -> list[str]:
+@functools.lru_cache(maxsize=RULES_CACHED_MAX)
+def port_name(value: str) -> tuple[str, ...]:
     """An IANA service name."""
     errors = []
     if len(value.encode()) > 15:
@@ -220,7 +222,7 @@ def port_name(value: str) -> list[str]:
         errors.append("must not contain consecutive hyphens")
     if value and (value[0] == "-" or value[-1] == "-"):
         errors.append("must not begin or end with a hyphen")
-    return errors
+    return tuple(errors)
 
 
 def fully_qualified_name(value: str) -> list[str]:
@@ -229,6 +231,19 @@ def fully_qualified_name(value: str) -> list[str]:
     if errors:
         return [",".join(errors)]
     return ["should be a domain with at least three segments separated by dots"] if value.count(".") < 2 else []
+
+
+def name_errors(rule: str, name: str, prefix: bool = False) -> list[str]:
+    """What is wrong with a name under a kind's `name_rule`; `prefix`: it is a generateName, which may end in what a name may not."""
+    if rule == "path":
+        return path_segment(name, prefix)
+    if prefix and name.endswith("-"):
+        name = name[:-1] + "a"
+    if rule == "label":
+        return list(label(name))
+    if rule == "label1035":
+        return label_1035(name)
+    return list(subdomain(name))
 
 
 def ip(value: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

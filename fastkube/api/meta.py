@@ -81,19 +81,6 @@ def prepare_update(obj: Object, old: Object, namespace: str | None = None, names
     meta.pop("selfLink", None)
 
 
-def name_errors(rule: str, name: str, prefix: bool = False) -> list[str]:
-    """What is wrong with a name under a kind's `name_rule`; `prefix`: it is a generateName, which may end in what a name may not."""
-    if rule == "path":
-        return formats.path_segment(name, prefix)
-    if prefix and name.endswith("-"):
-        name = name[:-1] + "a"
-    if rule == "label":
-        return list(formats.label(name))
-    if rule == "label1035":
-        return formats.label_1035(name)
-    return list(formats.subdomain(name))
-
-
 def validate_labels(labels: Object | None, field: str) -> list[FieldError]:
     errors: list[FieldError] = []
     for key, value in (labels or {}).items():
@@ -170,7 +157,7 @@ def validate_managed_fields(entries: list[Object] | None, field: str) -> list[Fi
 
 def validate(meta: Object, namespaced: bool, name_rule: str, field: str = "metadata", name_check: Any = None) -> list[FieldError]:
     """An object's metadata at its creation, names generated. Also for the metadata of templates that will be objects."""
-    check = name_check or (lambda name, prefix: name_errors(name_rule, name, prefix))
+    check = name_check or (lambda name, prefix: formats.name_errors(name_rule, name, prefix))
     errors: list[FieldError] = []
     generate, name = meta.get("generateName"), meta.get("name")
     if generate:

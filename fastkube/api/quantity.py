@@ -13,7 +13,8 @@ _FORMAT = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinum
 _NUMERIC = "unable to parse numeric part of quantity"
 _SUFFIX = "unable to parse quantity's suffix"
 NANO = 10**9
-VALUE_MAX = (2**63 - 1) * NANO  # upstream caps what is greater
+BINARY_MAX = (2**63 - 1) * NANO  # upstream caps what is greater, where the suffix is binary
+DIGITS_MAX = 1000  # of a quantity, and of what its exponent stands for: nobody has more
 
 _PATTERN = re.compile(r"([+-]?)(\d*)(\.?)(\d*)([eEinumkKMGTP]*)([+-]?\d*)", re.ASCII)
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
@@ -28,7 +29,7 @@ class QuantityError(ValueError):
 @functools.lru_cache(maxsize=8192)
 def parse(text: str) -> tuple[int, str]:
     """-> (value in nano units, format: "decimal", "binary" or "exponent"). Raises QuantityError."""
-    if not text:
+    if not text or len(text) > DIGITS_MAX:
         raise QuantityError(_FORMAT)
     m = _PATTERN.match(text)
     assert m is not None  # every part of the pattern may be empty
@@ -42,7 +43,7 @@ def parse(text: str) -> tuple[int, str]:
         base, exponent, form = 2, _BINARY[suffix], "binary"
     elif len(suffix) > 1 and suffix[0] in "eE" and re.fullmatch(r"[+-]?\d+", suffix[1:]):
         base, exponent, form = 10, int(suffix[1:]), "exponent"
-        if not -(2**31) <= exponent < 2**31:
+        if exponent > DIGITS_MAX:
             raise QuantityError(_SUFFIX)
     else:
         raise QuantityError(_SUFFIX)
@@ -50,9 +51,7 @@ def parse(text: str) -> tuple[int, str]:
         raise QuantityError(_NUMERIC)
     digits = int((whole or "0") + fraction)
     scale = -len(fraction)
-    if digits and exponent > 40 and base == 10:
-        nano = VALUE_MAX
-    elif digits and exponent < -40 - len(whole):
+    if digits and exponent < -DIGITS_MAX:
         nano = 1
     else:
         numerator, denominator = digits * NANO, 10**-scale
@@ -62,7 +61,9 @@ def parse(text: str) -> tuple[int, str]:
             numerator *= 10**exponent
         else:
             denominator *= 10**-exponent
-        nano = min(-(-numerator // denominator), VALUE_MAX)
+        nano = -(-numerator // denominator)
+        if base == 2:
+            nano = min(nano, BINARY_MAX)
     if form == "binary" and nano and nano % NANO and nano < NANO:
         form = "decimal"  # a binary suffix cannot say less than one
     return (-nano if sign == "-" else nano), form
@@ -81,7 +82,7 @@ def text(nano: int, form: str = "decimal") -> str:
             value, power = value // 1024, power + 10
         return f"{sign}{value}{next((s for s, p in _BINARY.items() if p == power), '')}"
     exponent = -9
-    while nano % 1000 == 0 and exponent < 18:
+    while nano % 1000 == 0 and (exponent < 18 or form == "exponent"):
         nano, exponent = nano // 1000, exponent + 3
     if form == "exponent":
         return f"{sign}{nano}" + (f"e{exponent}" if exponent else "")

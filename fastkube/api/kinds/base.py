@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from fastkube.api import schema
+from fastkube.api import formats, schema
 from fastkube.api.errors import FieldError
 
 Object = dict[str, Any]
@@ -51,9 +51,7 @@ class Kind:
 
     def name_errors(self, name: str, prefix: bool = False) -> list[str]:
         """What is wrong with a name (`prefix`: a generateName) of this kind."""
-        from fastkube.api.meta import name_errors
-
-        return name_errors(self.name_rule, name, prefix)
+        return formats.name_errors(self.name_rule, name, prefix)
 
     def default(self, obj: Object) -> None:
         """Fill in upstream's defaults, whole object, idempotent."""

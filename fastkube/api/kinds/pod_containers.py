@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fastkube.api import formats, quantity
@@ -385,14 +386,14 @@ def _devices(container: Object, volumes: Volumes, field: str, errors: Errors) ->
 
 
 def _probes(container: Object, grace: int, at: str, errors: Errors) -> None:
-    for key in ("livenessProbe", "readinessProbe", "startupProbe"):
+    for key in _PROBES:
         probe = container.get(key)
         if probe is None:
             continue
         here = f"{at}.{key}"
-        errors += handler(probe, here, probe=True)
-        for field in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"):
-            if probe.get(field, 0) < 0:
+        _handler(probe, here, _PROBE_ACTIONS, 0, errors)
+        for field in _PROBE_NUMBERS:
+            if field in probe and probe[field] < 0:
                 errors.append(invalid_value(f"{here}.{field}", probe[field], NEGATIVE))
         seconds = probe.get("terminationGracePeriodSeconds")
         if key == "readinessProbe":
@@ -405,6 +406,10 @@ def _probes(container: Object, grace: int, at: str, errors: Errors) -> None:
             errors.append(invalid_value(f"{here}.successThreshold", probe["successThreshold"], "must be 1"))
 
 
+_PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+_PROBE_NUMBERS = ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold")
+
+
 def port_number_or_name(port: Any, at: str) -> Errors:
     if isinstance(port, str):
         return rule(formats.port_name, port, at)
@@ -412,47 +417,52 @@ def port_number_or_name(port: Any, at: str) -> Errors:
     return [] if 0 < number < 65536 else [invalid_value(at, number, formats.in_range(1, 65535))]
 
 
-def handler(spec: Object, at: str, probe: bool, grace: int = 0) -> Errors:
-    """Exactly one of exec, httpGet, tcpSocket and grpc (probes) or sleep (lifecycle hooks)."""
-    errors: Errors = []
+def _exec(action: Object, at: str, grace: int) -> Errors:
+    return [] if action.get("command") else [required(f"{at}.command")]
+
+
+def _http_get(action: Object, at: str, grace: int) -> Errors:
+    errors: Errors = [] if action.get("path") else [required(f"{at}.path")]
+    errors += port_number_or_name(action.get("port"), f"{at}.port")
+    if action.get("scheme") not in ("HTTP", "HTTPS"):
+        errors.append(not_supported(f"{at}.scheme", action.get("scheme") or "", ("HTTP", "HTTPS")))
+    for header in action.get("httpHeaders") or ():
+        errors += rule(formats.http_header, header.get("name") or "", f"{at}.httpHeaders")
+    return errors
+
+
+def _port_action(action: Object, at: str, grace: int) -> Errors:
+    return port_number_or_name(action.get("port"), f"{at}.port")
+
+
+def _sleep(action: Object, at: str, grace: int) -> Errors:
+    seconds = action.get("seconds", 0)
+    return [] if 0 <= seconds <= grace else [invalid_value(at, seconds, f"must be non-negative and less than terminationGracePeriodSeconds ({grace})")]
+
+
+_PROBE_ACTIONS = {"exec": _exec, "httpGet": _http_get, "tcpSocket": _port_action, "grpc": _port_action}
+_HOOK_ACTIONS = {"exec": _exec, "httpGet": _http_get, "tcpSocket": _port_action, "sleep": _sleep}
+
+
+def _handler(spec: Object, at: str, actions: dict[str, Callable[[Object, str, int], Errors]], grace: int, errors: Errors) -> None:
+    """Exactly one of `actions`."""
     count = 0
-    for key in ("exec", "httpGet", "tcpSocket", "grpc" if probe else "sleep"):
-        action = spec.get(key)
-        if action is None:
-            continue
-        if count:
-            errors.append(forbidden_field(f"{at}.{key}", "may not specify more than 1 handler type"))
-            continue
-        count += 1
-        here = f"{at}.{key}"
-        if key == "exec":
-            if not action.get("command"):
-                errors.append(required(f"{here}.command"))
-        elif key == "httpGet":
-            if not action.get("path"):
-                errors.append(required(f"{here}.path"))
-            errors += port_number_or_name(action.get("port"), f"{here}.port")
-            if action.get("scheme") not in ("HTTP", "HTTPS"):
-                errors.append(not_supported(f"{here}.scheme", action.get("scheme") or "", ("HTTP", "HTTPS")))
-            for header in action.get("httpHeaders") or ():
-                errors += rule(formats.http_header, header.get("name") or "", f"{here}.httpHeaders")
-        elif key == "tcpSocket":
-            errors += port_number_or_name(action.get("port"), f"{here}.port")
-        elif key == "grpc":
-            errors += port_number_or_name(action.get("port", 0), f"{here}.port")
-        elif not 0 <= action.get("seconds", 0) <= grace:
-            text = f"must be greater than or equal to 0 and less than terminationGracePeriodSeconds ({grace}). Enable AllowPodLifecycleSleepActionZeroValue feature gate for zero sleep."
-            errors.append(invalid_value(here, action.get("seconds", 0), text.partition(" Enable")[0].rstrip(".")))
+    for key, check in actions.items():
+        if key in spec and spec[key] is not None:
+            count += 1
+            if count > 1:
+                errors.append(forbidden_field(f"{at}.{key}", "may not specify more than 1 handler type"))
+            else:
+                errors += check(spec[key], f"{at}.{key}", grace)
     if not count:
         errors.append(required(at, "must specify a handler type"))
-    return errors
 
 
 def _lifecycle(lifecycle: Object, grace: int, at: str) -> Errors:
     errors: Errors = []
     for key in ("postStart", "preStop"):
         if lifecycle.get(key) is not None:
-            errors += handler(lifecycle[key], f"{at}.{key}", probe=False, grace=grace)
+            _handler(lifecycle[key], f"{at}.{key}", _HOOK_ACTIONS, grace, errors)
     return errors
 
 

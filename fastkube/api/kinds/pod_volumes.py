@@ -64,28 +64,21 @@ def validate(volumes: list[Object] | None, pod_name: str, field: str) -> tuple[d
 
 
 def _source(volume: Object, at: str, name: str, pod_name: str) -> Errors:
-    errors: Errors = []
-    count = 0
-    for key, check in _SOURCES.items():
-        source = volume.get(key)
-        if source is None:
-            continue
-        if count:
-            errors.append(forbidden_field(f"{at}.{_SPELLED.get(key, key)}", ONE_SOURCE))
-            continue
-        count += 1
-        errors += check(source, f"{at}.{key}")
-        if key == "iscsi" and len(f"{source.get('iscsiInterface', '')}:{name}".encode()) > 64 and source.get("initiatorName"):
-            errors.append(
-                invalid_value(
-                    f"{at}.name", name, "Total length of <iscsi interface>:<volume name> must be under 64 characters if iscsi.initiatorName is specified."
-                )
-            )
-        if key == "ephemeral" and pod_name and name:
-            claim = f"{pod_name}-{name}"
-            errors += [invalid_value(f"{at}.name", name, f'PVC name "{claim}": {m}') for m in formats.subdomain(claim)]
-    if not count:
-        errors.append(required(at, "must specify a volume type"))
+    given = [key for key in volume if key in _SOURCES and volume[key] is not None]
+    if len(given) > 1:
+        given.sort(key=_ORDER.__getitem__)
+    elif not given:
+        return [required(at, "must specify a volume type")]
+    key = given[0]
+    source = volume[key]
+    errors = _SOURCES[key](source, f"{at}.{key}")
+    errors += [forbidden_field(f"{at}.{_SPELLED.get(more, more)}", ONE_SOURCE) for more in given[1:]]
+    if key == "iscsi" and len(f"{source.get('iscsiInterface', '')}:{name}".encode()) > 64 and source.get("initiatorName"):
+        text = "Total length of <iscsi interface>:<volume name> must be under 64 characters if iscsi.initiatorName is specified."
+        errors.append(invalid_value(f"{at}.name", name, text))
+    if key == "ephemeral" and pod_name and name:
+        claim = f"{pod_name}-{name}"
+        errors += [invalid_value(f"{at}.name", name, f'PVC name "{claim}": {m}') for m in formats.subdomain(claim)]
     return errors
 
 
@@ -139,6 +132,8 @@ def field_selector(ref: Object, at: str, supported: tuple[str, ...]) -> Errors:
     if not ref.get("apiVersion"):
         return [required(f"{at}.apiVersion")]
     path = ref.get("fieldPath") or ""
+    if path in supported:
+        return errors
     if not path:
         return [required(f"{at}.fieldPath")]
     bare, subscript = split_subscript(path)
@@ -496,6 +491,7 @@ _SOURCES: dict[str, Callable[[Object, str], Errors]] = {
     "ephemeral": _ephemeral,
     "image": _image,
 }
+_ORDER = {key: i for i, key in enumerate(_SOURCES)}
 PERSISTENT_SOURCES = {
     key: _SOURCES[key]
     for key in (
