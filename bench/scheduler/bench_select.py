@@ -11,11 +11,15 @@ def test_select(benchmark, nodes):
     columns.ensure(nodes, 3)
     for row in range(nodes):
         columns.set_allocatable(row, [4000, 32 << 30, 1 << 40], 110)
-    mask = bytearray(b"\1" * nodes)
     request = [100, 500 << 20, 0]
 
     def decide():
-        row, _ = columns.select(request, 100, 500 << 20, mask, None, True, 12345)
+        codes = bytearray(nodes)
+        columns.fit(request, codes, 0, nodes, 5)
+        columns.gather(codes, 0, nodes)
+        columns.score_least(100, 500 << 20, 1)
+        columns.score_balanced(request, 1)
+        row = columns.best(12345)
         columns.add(row, request, 100, 500 << 20, 1)
         columns.add(row, request, 100, 500 << 20, -1)
 

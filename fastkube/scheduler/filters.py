@@ -8,18 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastkube.scheduler.plugins import reasons
 from fastkube.scheduler.podinfo import PodTemplate
 
-# Why a node was refused; the index is what the cache keeps, the text upstream's.
-REASONS = (
-    "",
-    "node(s) were unschedulable",
-    "node(s) had untolerated taint(s)",
-    "node(s) didn't match Pod's node affinity/selector",
-)
-UNSCHEDULABLE, TAINTED, AFFINITY = 1, 2, 3
-
-TAINT_WEIGHT, AFFINITY_WEIGHT, IMAGE_WEIGHT = 3, 2, 1
 SCORE_MAX = 100
 
 _UNSCHEDULABLE_TAINT = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
@@ -76,32 +67,40 @@ def matches_term(term: dict[str, Any], name: str, labels: dict[str, str]) -> boo
     return all(matches_requirement(r, labels) for r in expressions) and all(matches_requirement(r, {"metadata.name": name}) for r in fields)
 
 
-def refusal(template: PodTemplate, node: dict[str, Any]) -> int:
-    """The first filter, in upstream's order, that refuses this node for this template: an index into REASONS, 0 when none does."""
-    spec, meta = node.get("spec") or {}, node["metadata"]
-    if spec.get("unschedulable") and not tolerated(template, _UNSCHEDULABLE_TAINT):
-        return UNSCHEDULABLE
-    if any(t.get("effect") in ("NoSchedule", "NoExecute") and not tolerated(template, t) for t in spec.get("taints") or ()):
-        return TAINTED
+def matches_affinity(template: PodTemplate, node: dict[str, Any]) -> bool:
+    """The node selector and the required node affinity."""
+    meta = node["metadata"]
     labels = meta.get("labels") or {}
     if any(labels.get(k) != v for k, v in template.node_selector.items()):
-        return AFFINITY
-    if template.required_terms is not None and not any(matches_term(t, meta["name"], labels) for t in template.required_terms):
-        return AFFINITY
-    return 0
+        return False
+    return template.required_terms is None or any(matches_term(t, meta["name"], labels) for t in template.required_terms)
 
 
-def raw_scores(template: PodTemplate, node: dict[str, Any]) -> tuple[int, int, int]:
-    """(PreferNoSchedule taints it does not tolerate, weights of its preferred terms that match, bytes of its images that are there)."""
+def untolerated(template: PodTemplate, node: dict[str, Any]) -> bool:
+    """Whether the node has a taint that keeps the template's pods away."""
+    taints = (node.get("spec") or {}).get("taints") or ()
+    return any(t.get("effect") in ("NoSchedule", "NoExecute") and not tolerated(template, t) for t in taints)
+
+
+ALL = frozenset(("NodeUnschedulable", "TaintToleration", "NodeAffinity"))
+
+
+def refusal(template: PodTemplate, node: dict[str, Any], enabled: frozenset[str] = ALL) -> int:
+    """The first filter, in upstream's order, that refuses this node for this template: a code of `plugins.reasons`, 0 when none does."""
+    if "NodeUnschedulable" in enabled and (node.get("spec") or {}).get("unschedulable") and not tolerated(template, _UNSCHEDULABLE_TAINT):
+        return reasons.UNSCHEDULABLE
+    if "TaintToleration" in enabled and untolerated(template, node):
+        return reasons.TAINTED
+    return 0 if "NodeAffinity" not in enabled or matches_affinity(template, node) else reasons.NODE_AFFINITY
+
+
+def raw_scores(template: PodTemplate, node: dict[str, Any]) -> tuple[int, int]:
+    """(PreferNoSchedule taints it does not tolerate, weights of its preferred terms that match)."""
     spec, meta = node.get("spec") or {}, node["metadata"]
     soft = sum(t.get("effect") == "PreferNoSchedule" and not tolerated(template, t) for t in spec.get("taints") or ())
     labels = meta.get("labels") or {}
     preferred = sum(p.get("weight", 0) for p in template.preferred_terms if matches_term(p.get("preference") or {}, meta["name"], labels))
-    images = 0
-    if template.images:
-        there = {name: i.get("sizeBytes", 0) for i in (node.get("status") or {}).get("images") or () for name in i.get("names") or ()}
-        images = sum(there.get(normalized_image(i), 0) for i in template.images)
-    return soft, preferred, images
+    return soft, preferred
 
 
 def normalized_image(name: str) -> str:
@@ -113,11 +112,3 @@ def image_score(image_bytes: int, containers: int) -> int:
     """Upstream's ImageLocality: linear between 23 MiB and 1000 MiB a container."""
     low, high = 23 << 20, (1000 << 20) * containers
     return SCORE_MAX * (min(max(image_bytes, low), high) - low) // (high - low) if high > low else 0
-
-
-def normalized(values: list[int], reverse: bool = False) -> list[int]:
-    """Scores spread to 0..100 by their maximum (framework helper.DefaultNormalizeScore)."""
-    top = max(values, default=0)
-    if top == 0:
-        return [SCORE_MAX if reverse else 0] * len(values)
-    return [SCORE_MAX - SCORE_MAX * v // top if reverse else SCORE_MAX * v // top for v in values]

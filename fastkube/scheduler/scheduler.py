@@ -17,17 +17,18 @@ from fastkube.client.informer import Informer
 from fastkube.client.rest import Client
 from fastkube.runtime import clock, entropy, logs
 from fastkube.runtime.tasks import Supervisor
-from fastkube.scheduler import filters
+from fastkube.scheduler.plugins import reasons
 from fastkube.scheduler.podinfo import PodInfo, Templates
 from fastkube.scheduler.queue import SchedulingQueue, Waiting
-from fastkube.scheduler.snapshot import PORTS_REASON, Failure, Snapshot
+from fastkube.scheduler.snapshot import Failure, Snapshot
 
 BINDINGS_IN_FLIGHT_MAX = 64
 BURST_PODS = 32  # decisions between two turns of the event loop
 FLUSH_SECONDS = 30.0
 GATED_MESSAGE = "Scheduling is blocked due to non-empty scheduling gates"
 
-STATIC_REASONS = frozenset(filters.REASONS[1:])
+PORTS_REASON = reasons.REASONS[reasons.PORTS].text
+STATIC_REASONS = frozenset(reasons.REASONS[code].text for code in (reasons.UNSCHEDULABLE, reasons.TAINTED, reasons.NODE_AFFINITY))
 
 log = logs.get("scheduler")
 

@@ -61,9 +61,18 @@ def test_select_takes_one_of_the_best_that_fit(cluster, seed, balance):
             columns.add(row, [], 0, 0, 1)
         columns.add(row, [], 0, 0, -1)
     cpu, memory = request[0] or 100, request[1] or 200 << 20
-    row, feasible = columns.select(request, cpu, memory, mask, None if scores is None else array("q", scores), balance, seed)
+    codes = bytearray(not m for m in mask)
+    columns.fit(request, codes, 0, len(nodes), 5)
+    feasible, first = columns.gather(codes, 0, len(nodes))
+    columns.score_least(cpu, memory, 1)
+    if balance:
+        columns.score_balanced(request, 1)
+    if scores is not None:
+        columns.score_plain(array("q", scores), 1)
+    row = columns.best(seed)
     fitting = [i for i, node in enumerate(nodes) if mask[i] and fits(node, request)]
     assert feasible == len(fitting)
+    assert first == (fitting[0] if fitting else -1)
     if not fitting:
         assert row == -1
         return
@@ -76,7 +85,9 @@ def test_ties_are_spread():
     columns.ensure(10, 3)
     for row in range(10):
         columns.set_allocatable(row, [1000, 1 << 30], 10)
-    chosen = {columns.select([100, 0, 0], 100, 0, bytearray(b"\1" * 10), None, False, seed * 7919 + 1)[0] for seed in range(300)}
+    columns.gather(bytearray(10), 0, 10)
+    columns.score_least(100, 0, 1)
+    chosen = {columns.best(seed * 7919 + 1) for seed in range(300)}
     assert chosen == set(range(10))
 
 
