@@ -7,6 +7,7 @@ A part's module holds a typer function `command`. Flags follow upstream's manner
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -73,7 +74,8 @@ def root() -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. SIGTERM before a part serves (and takes the signal over) is a clean end too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         app()
     except KeyboardInterrupt:
