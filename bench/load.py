@@ -150,9 +150,20 @@ class Load:
         self.report(row, done, time.monotonic() - started, self.cpu() - cpu, failed, size // max(done, 1), f"last failure {last}" if failed else "")
 
     def report(self, row: str, done: int, seconds: float, cpu: float, failed: int, size: int, note: str = "") -> None:
-        result = {"row": row, "operations": done, "per_second": done / seconds, "cpu_us": cpu / max(done, 1) * 1e6, "failed": failed, "bytes": size, "rss_mib": self.memory() / 2**20}
+        result = {
+            "row": row,
+            "operations": done,
+            "per_second": done / seconds,
+            "cpu_us": cpu / max(done, 1) * 1e6,
+            "failed": failed,
+            "bytes": size,
+            "rss_mib": self.memory() / 2**20,
+        }
         self.results.append(result)
-        print(f"{row:8} {result['per_second']:10,.0f}/s {result['cpu_us']:12,.1f} us CPU/op {size:12,} bytes {result['rss_mib']:8,.0f} MiB {failed or '':>6} {note}", flush=True)
+        print(
+            f"{row:8} {result['per_second']:10,.0f}/s {result['cpu_us']:12,.1f} us CPU/op {size:12,} bytes {result['rss_mib']:8,.0f} MiB {failed or '':>6} {note}",
+            flush=True,
+        )
 
     # ---- rows
 
@@ -165,7 +176,9 @@ class Load:
 
     async def create(self) -> None:
         bodies = [json.dumps(pod(i)).encode() for i in range(self.args.pods)]
-        await self.measure("create", lambda i: self.encode("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", bodies[i]) if i < len(bodies) else None, self.args.pods)
+        await self.measure(
+            "create", lambda i: self.encode("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", bodies[i]) if i < len(bodies) else None, self.args.pods
+        )
 
     async def get(self) -> None:
         await self.measure("get", lambda i: self.encode("GET", f"/api/v1/namespaces/{NAMESPACE}/pods/{name(i % self.args.pods)}"))
@@ -181,7 +194,13 @@ class Load:
         await self.measure("label", lambda i: self.encode("GET", f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=group%3Dg{i % groups}"))
 
     def patch_request(self, i: int) -> bytes:
-        status = {"status": {"phase": "Running", "message": f"round {i}", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}
+        status = {
+            "status": {
+                "phase": "Running",
+                "message": f"round {i}",
+                "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+            }
+        }
         path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name(i % self.args.pods)}/status"
         return self.encode("PATCH", path, json.dumps(status).encode(), "application/merge-patch+json")
 
@@ -255,7 +274,11 @@ def pod(i: int) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name(i), "labels": {"app": "load", "group": f"g{i // LABELLED}", "tier": "backend"}, "annotations": {"example.com/checksum": "0123456789abcdef" * 4}},
+        "metadata": {
+            "name": name(i),
+            "labels": {"app": "load", "group": f"g{i // LABELLED}", "tier": "backend"},
+            "annotations": {"example.com/checksum": "0123456789abcdef" * 4},
+        },
         "spec": {
             "containers": [container],
             "volumes": [{"name": "config", "configMap": {"name": "app-config"}}, {"name": "cache", "emptyDir": {}}],

@@ -1,6 +1,6 @@
 """The API server's hot paths without sockets: what a request costs beside TLS.
 
-    pytest bench/server/bench_server.py
+pytest bench/server/bench_server.py
 """
 
 import asyncio

@@ -24,7 +24,12 @@ def worth(request: Request, response: Response) -> bool:
     if not isinstance(body, (bytes, Pieces)) or len(body) < COMPRESS_BYTES_MIN:
         return False
     accepted = request.headers.get("accept-encoding")
-    return accepted is not None and "gzip" in accepted and "gzip;q=0" not in accepted.replace(" ", "") and not any(n == "Content-Encoding" for n, _ in response.headers)
+    return (
+        accepted is not None
+        and "gzip" in accepted
+        and "gzip;q=0" not in accepted.replace(" ", "")
+        and not any(n == "Content-Encoding" for n, _ in response.headers)
+    )
 
 
 def gzipped(response: Response) -> Response:

@@ -31,7 +31,9 @@ class Request:
 
     __slots__ = ("_pairs", "audit_id", "body", "headers", "info", "method", "path", "peer", "raw_query", "remote", "target", "user", "version")
 
-    def __init__(self, method: str, target: str, headers: dict[str, str], body: bytes = b"", *, peer: Any = None, remote: tuple[str, int] = ("", 0), version: str = "1.1") -> None:
+    def __init__(
+        self, method: str, target: str, headers: dict[str, str], body: bytes = b"", *, peer: Any = None, remote: tuple[str, int] = ("", 0), version: str = "1.1"
+    ) -> None:
         self.method = method
         self.target = target
         self.headers = headers

@@ -149,7 +149,11 @@ class ApiServer:
             authorizer = authz.build(authz.Config(config.authorization_mode), reader)
             issuer = authn.issuer(authn_config) if config.service_account_signing_key_file else None
             self.admission = admission.build(
-                admission.Config(config.enable_admission_plugins, config.disable_admission_plugins), reader, self.writer, authorizer, by_kind=self.served.by_kind
+                admission.Config(config.enable_admission_plugins, config.disable_admission_plugins),
+                reader,
+                self.writer,
+                authorizer,
+                by_kind=self.served.by_kind,
             )
             self.streaming = Streaming(config, reader)
             first, _, last = config.service_node_port_range.partition("-")
@@ -173,14 +177,28 @@ class ApiServer:
         self.health.checks["etcd"] = lambda: ""
         self.health.ready_only["poststarthook/bootstrap"] = lambda: "" if self._ready else "not finished"
         self.health.ready_only["shutdown"] = lambda: "the server is shutting down" if self._stopping else ""
-        self.metrics.add(Gauge("apiserver_longrunning_requests", "Gauge of all active long-running apiserver requests.", ("verb",), lambda: [(("WATCH",), float(len(self.watching.watches)))]))
-        self.metrics.add(Gauge("apiserver_storage_objects", "Number of stored objects at the time of last check split by kind.", ("resource",), self._object_counts))
+        self.metrics.add(
+            Gauge(
+                "apiserver_longrunning_requests",
+                "Gauge of all active long-running apiserver requests.",
+                ("verb",),
+                lambda: [(("WATCH",), float(len(self.watching.watches)))],
+            )
+        )
+        self.metrics.add(
+            Gauge("apiserver_storage_objects", "Number of stored objects at the time of last check split by kind.", ("resource",), self._object_counts)
+        )
 
     def _object_counts(self) -> list[tuple[tuple[str, ...], float]]:
         out: list[tuple[tuple[str, ...], float]] = []
         for resource in {r.prefix: r for r in self.served.all() if "list" in r.verbs}.values():
             endpoint = self.endpoint(resource)
-            out.append(((f"{resource.plural}.{resource.group}" if resource.group else resource.plural,), float(self.store.range(endpoint.prefix, endpoint.end, 0, 1).count)))
+            out.append(
+                (
+                    (f"{resource.plural}.{resource.group}" if resource.group else resource.plural,),
+                    float(self.store.range(endpoint.prefix, endpoint.end, 0, 1).count),
+                )
+            )
         return out
 
     def _bootstrap_config(self) -> bootstrap.Config:
@@ -315,7 +333,13 @@ class ApiServer:
         return found or Response(404, b"404 page not found\n", "text/plain; charset=utf-8")
 
 
-_WRITES: dict[str, Any] = {"create": write.create, "update": write.update, "patch": write.patch, "delete": write.delete, "deletecollection": write.delete_collection}
+_WRITES: dict[str, Any] = {
+    "create": write.create,
+    "update": write.update,
+    "patch": write.patch,
+    "delete": write.delete,
+    "deletecollection": write.delete_collection,
+}
 
 
 def _not_allowed() -> ApiError:

@@ -84,13 +84,17 @@ class Metrics:
 
     def __init__(self) -> None:
         request = ("code", "component", "dry_run", "group", "resource", "scope", "subresource", "verb", "version")
-        self.requests = Counter("apiserver_request_total", "Counter of apiserver requests by verb, dry run, group, version, resource, scope, component and code.", request)
+        self.requests = Counter(
+            "apiserver_request_total", "Counter of apiserver requests by verb, dry run, group, version, resource, scope, component and code.", request
+        )
         self.durations = Histogram(
             "apiserver_request_duration_seconds",
             "Response latency distribution in seconds for each verb, group, version, resource, subresource, scope and component.",
             ("component", "group", "resource", "scope", "subresource", "verb", "version"),
         )
-        self.terminations = Counter("apiserver_request_terminations_total", "Number of requests the apiserver ended in self-defense.", ("code", "component", "verb"))
+        self.terminations = Counter(
+            "apiserver_request_terminations_total", "Number of requests the apiserver ended in self-defense.", ("code", "component", "verb")
+        )
         self.watch_events = Counter("apiserver_watch_events_total", "Number of events sent in watch clients", ("group", "kind", "version"))
         self._all: list[Counter | Histogram | Gauge] = [self.requests, self.durations, self.terminations, self.watch_events]
         self._started = time.time()

@@ -120,7 +120,15 @@ class Pipeline:
             labels = ("apiserver", "", "", "", "", verb, "")
         else:
             scope = "" if not info.is_resource else "resource" if info.name else "namespace" if info.namespace else "cluster"
-            labels = ("apiserver", info.group, info.resource, scope, info.subresource if info.spec and info.subresource in info.spec.subresources else "", verb, info.version)
+            labels = (
+                "apiserver",
+                info.group,
+                info.resource,
+                scope,
+                info.subresource if info.spec and info.subresource in info.spec.subresources else "",
+                verb,
+                info.version,
+            )
         self._metrics.requests.add((str(code), labels[0], "", *labels[1:]))
         if info.verb != "watch":
             self._metrics.durations.observe(labels, seconds)
@@ -154,5 +162,3 @@ class Pipeline:
 
 def _printable(text: str) -> bytes:
     return "".join(c for c in text if c.isalnum() or c in "-_.").encode("ascii", "ignore")
-
-

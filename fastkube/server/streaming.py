@@ -33,7 +33,18 @@ DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 
 PODS, NODES, SERVICES, SLICES = (resources.parse(t) for t in ("v1/pods", "v1/nodes", "v1/services", "discovery.k8s.io/v1/endpointslices"))
 
-_HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade", "content-length", "host"}
+_HOP_BY_HOP = {
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "content-length",
+    "host",
+}
 _CREDENTIALS = ("authorization", "cookie", "impersonate-", "x-remote-")
 
 
@@ -219,7 +230,9 @@ class Streaming:
                 )
         except (OSError, TimeoutError, ssl.SSLError) as e:
             why = f"dial tcp {target.host}:{target.port}: {e or 'timeout'}"
-            raise ApiError(502 if target.tls is None else 500, "ServiceUnavailable" if target.tls is None else "InternalError", f"error trying to reach the target: {why}") from e
+            raise ApiError(
+                502 if target.tls is None else 500, "ServiceUnavailable" if target.tls is None else "InternalError", f"error trying to reach the target: {why}"
+            ) from e
         far = _FarSide(reader, writer)
         try:
             writer.write(_head(request, target, upgrade) + request.body)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastkube.http import server as http
+from fastkube.http import connection as http
+from fastkube.http import requests as reading
 from fastkube.http.message import Pieces, Request, Response, Upgrade
-from fastkube.http.server import Server
+from fastkube.http.server import BODY_BYTES_MAX, Server
 from fastkube.http.tls import server_context
 from fastkube.runtime.pki import Pki
 
@@ -156,7 +157,7 @@ async def test_garbage_is_a_400_and_a_closed_connection(data):
 async def test_heads_are_bounded():
     async with serving(echo) as server:
         wire = await server.connect()
-        wire.send(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (http.HEAD_BYTES_MAX // 6 + 10))
+        wire.send(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (reading.HEAD_BYTES_MAX // 6 + 10))
         assert (await wire.answer())[0] == 431
 
 
@@ -177,8 +178,8 @@ async def test_a_body_too_large_is_refused_and_the_answer_can_be_read(how):
 async def test_the_largest_body_is_taken():
     async with serving(echo) as server:
         wire = await server.connect()
-        wire.send(b"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % http.BODY_BYTES_MAX + b"x" * http.BODY_BYTES_MAX)
-        assert (await wire.answer())[2] == b"POST /p  %d" % http.BODY_BYTES_MAX
+        wire.send(b"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % BODY_BYTES_MAX + b"x" * BODY_BYTES_MAX)
+        assert (await wire.answer())[2] == b"POST /p  %d" % BODY_BYTES_MAX
 
 
 async def test_100_continue():
@@ -279,7 +280,10 @@ async def test_who_reads_nothing_is_cut_off():
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize(("sent", "answered"), [(b"", False), (b"GET / HT", False), (b"GET / HTTP/1.1\r\nHost: x\r\n", False), (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", True)])
+@pytest.mark.parametrize(
+    ("sent", "answered"),
+    [(b"", False), (b"GET / HT", False), (b"GET / HTTP/1.1\r\nHost: x\r\n", False), (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", True)],
+)
 async def test_half_a_request_is_given_up(sent, answered):
     async with serving(echo) as server:
         wire = await server.connect()

@@ -41,7 +41,10 @@ async def test_metrics_have_upstreams_names(api):
     await api.call("GET", f"{MAPS}/a")
     await api.call("GET", f"{MAPS}/none")
     _, text = await api.call("GET", "/metrics")
-    assert 'apiserver_request_total{code="201",component="apiserver",dry_run="",group="",resource="configmaps",scope="namespace",subresource="",verb="POST",version="v1"} 1\n' in text
+    assert (
+        'apiserver_request_total{code="201",component="apiserver",dry_run="",group="",resource="configmaps",scope="namespace",subresource="",verb="POST",version="v1"} 1\n'
+        in text
+    )
     assert 'verb="GET",version="v1"} 1' in text and "apiserver_request_duration_seconds_bucket{" in text and 'le="+Inf"' in text
     assert 'apiserver_storage_objects{resource="configmaps"}' in text and "process_resident_memory_bytes" in text
     assert (await api.call("GET", "/metrics", token="joe-token"))[0] == 403
@@ -70,7 +73,9 @@ async def test_what_is_stored_is_there_after_a_restart(pki, tokens, tmp_path):
         try:
             store = server.store
             if attempt:
-                assert [kv.key for kv in store.range(b"/registry/configmaps/default/", b"/registry/configmaps/default0").kvs] == [b"/registry/configmaps/default/a"]
+                assert [kv.key for kv in store.range(b"/registry/configmaps/default/", b"/registry/configmaps/default0").kvs] == [
+                    b"/registry/configmaps/default/a"
+                ]
                 assert store.revision == revision, "a start over existing data writes nothing"
             else:
                 await server.writer.create(server.served.find("", "v1", "configmaps"), {**config_map("a"), "metadata": {"name": "a", "namespace": "default"}})
@@ -222,7 +227,9 @@ async def test_logs_come_from_the_node(api, kubelet):
     status, answer = await api.call("GET", f"{PODS}/p/log?container=none")
     assert status == 400 and "container none is not valid for pod p" in answer["message"]
     assert (await api.call("GET", f"{PODS}/none/log"))[0] == 404
-    await api.make(PODS, {"metadata": {"name": "two"}, "spec": {"nodeName": "n1", "containers": [{"name": "a", "image": "i"}, {"name": "missing", "image": "i"}]}})
+    await api.make(
+        PODS, {"metadata": {"name": "two"}, "spec": {"nodeName": "n1", "containers": [{"name": "a", "image": "i"}, {"name": "missing", "image": "i"}]}}
+    )
     status, answer = await api.call("GET", f"{PODS}/two/log")
     assert status == 400 and "choose one of: [a missing]" in answer["message"]
     assert (await api.call("GET", f"{PODS}/two/log?container=missing"))[0] == 404
@@ -232,7 +239,9 @@ async def test_logs_come_from_the_node(api, kubelet):
 async def test_sessions_are_passed_through_as_bytes(api, kubelet, protocol):
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port, ssl=ssl.create_default_context(cafile=str(api.pki.ca.cert)))
     path = f"{PODS}/p/exec?command=sh&command=-c&command=a%20b&stdin=true&stdout=true&tty=false"
-    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n".encode())
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n".encode()
+    )
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
     assert head.startswith(b"HTTP/1.1 101 ") and b"X-Stream-Protocol-Version: v4.channel.k8s.io" in head
     for data in (b"hello", b"x" * 300_000):

@@ -65,9 +65,12 @@ async def test_mutated_requests(api):
     chance = random.Random(7)
     body = json.dumps(config_map("fuzz", k="v")).encode()
     seeds = [
-        b"POST %b?fieldManager=x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (MAPS.encode(), ADMIN.encode(), len(body), body),
-        b"GET %b?limit=5&labelSelector=a%%3Db&resourceVersion=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nAccept: application/json;as=Table;g=meta.k8s.io;v=v1\r\n\r\n" % (MAPS.encode(), ADMIN.encode()),
-        b"DELETE %b/fuzz HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: 27\r\n\r\n{\"gracePeriodSeconds\":10  }" % (MAPS.encode(), ADMIN.encode()),
+        b"POST %b?fieldManager=x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (MAPS.encode(), ADMIN.encode(), len(body), body),
+        b"GET %b?limit=5&labelSelector=a%%3Db&resourceVersion=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nAccept: application/json;as=Table;g=meta.k8s.io;v=v1\r\n\r\n"
+        % (MAPS.encode(), ADMIN.encode()),
+        b'DELETE %b/fuzz HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\nContent-Length: 27\r\n\r\n{"gracePeriodSeconds":10  }'
+        % (MAPS.encode(), ADMIN.encode()),
     ]
 
     async def one(data):

@@ -38,7 +38,13 @@ async def test_lists_repeat_no_types_and_are_selected(api):
     status, answer = await api.call("GET", MAPS)
     assert (status, answer["kind"], answer["apiVersion"]) == (200, "ConfigMapList", "v1")
     assert names(answer) == [f"m-{i:02d}" for i in range(6)] and not any("kind" in item for item in answer["items"])
-    for selector, expected in [("parity=1", [1, 3, 5]), ("parity!=1", [0, 2, 4]), ("parity in (0,1)", range(6)), ("nothing", []), ("!nothing,parity notin (0)", [1, 3, 5])]:
+    for selector, expected in [
+        ("parity=1", [1, 3, 5]),
+        ("parity!=1", [0, 2, 4]),
+        ("parity in (0,1)", range(6)),
+        ("nothing", []),
+        ("!nothing,parity notin (0)", [1, 3, 5]),
+    ]:
         answer = (await api.call("GET", f"{MAPS}?labelSelector={selector.replace(' ', '%20')}"))[1]
         assert names(answer) == [f"m-{i:02d}" for i in expected]
     assert names((await api.call("GET", f"{MAPS}?fieldSelector=metadata.name=m-03"))[1]) == ["m-03"]
@@ -86,7 +92,13 @@ async def test_an_expired_page_goes_on_with_the_token_of_the_410(api):
 
 @pytest.mark.parametrize(
     "token",
-    ["x", "a" * 4096, base64.b64encode(b'{"v":"meta.k8s.io/v1","rv":5,"start":"../../secrets/x"}').decode(), base64.b64encode(b"[]").decode(), base64.b64encode(b'{"v":"meta.k8s.io/v1","rv":"a","start":""}').decode()],
+    [
+        "x",
+        "a" * 4096,
+        base64.b64encode(b'{"v":"meta.k8s.io/v1","rv":5,"start":"../../secrets/x"}').decode(),
+        base64.b64encode(b"[]").decode(),
+        base64.b64encode(b'{"v":"meta.k8s.io/v1","rv":"a","start":""}').decode(),
+    ],
 )
 async def test_forged_continue_tokens(api, token):
     status, answer = await api.call("GET", f"{MAPS}?limit=2&continue={token}")
@@ -238,7 +250,9 @@ async def test_one_object_watched(api):
 
 async def test_watch_tables_and_metadata(api):
     watch = await api.watch(f"{MAPS}?watch=true&resourceVersion={api.server.store.revision}", Accept=TABLE)
-    partial = await api.watch(f"{MAPS}?watch=true&resourceVersion={api.server.store.revision}", Accept="application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1")
+    partial = await api.watch(
+        f"{MAPS}?watch=true&resourceVersion={api.server.store.revision}", Accept="application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+    )
     await api.make(MAPS, config_map("a"))
     await api.call("DELETE", f"{MAPS}/a")
     first, second = await watch.next(), await watch.next()

@@ -171,7 +171,10 @@ def find(store: Store, endpoint: Endpoint, selected: Selected, options: Options)
             return Page(selected.filter(found.kvs), at or found.revision)
         return _page(store, endpoint, selected, start, end, at, options)
     except Compacted as e:
-        raise compacted(_EXPIRED if options.start else "The resourceVersion for the provided list is too old.", encode_continue(-1, options.start[len(endpoint.prefix) :]) if options.start else "") from e
+        raise compacted(
+            _EXPIRED if options.start else "The resourceVersion for the provided list is too old.",
+            encode_continue(-1, options.start[len(endpoint.prefix) :]) if options.start else "",
+        ) from e
 
 
 def _page(store: Store, endpoint: Endpoint, selected: Selected, start: bytes, end: bytes, at: int, options: Options) -> Page:

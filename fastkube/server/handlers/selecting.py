@@ -19,7 +19,9 @@ class Selected:
 
     __slots__ = ("_selection", "end", "everything", "field", "key", "start", "term")
 
-    def __init__(self, start: bytes, end: bytes, key: bytes = b"", selection: Selection | None = None, field: tuple[str, str] | None = None, term: Term | None = None) -> None:
+    def __init__(
+        self, start: bytes, end: bytes, key: bytes = b"", selection: Selection | None = None, field: tuple[str, str] | None = None, term: Term | None = None
+    ) -> None:
         self.start = start
         self.end = end
         self.key = key
@@ -63,7 +65,9 @@ def select(endpoint: Endpoint, request: Request) -> Selected:
             key = endpoint.resource.key(namespace, name)
         else:
             requirements.append((True, "in", "metadata.name", (name,)))
-    return Selected(start, end, key, Selection(requirements, endpoint.digest_of) if requirements else None, None if key or namespace else only, _term(requirements))
+    return Selected(
+        start, end, key, Selection(requirements, endpoint.digest_of) if requirements else None, None if key or namespace else only, _term(requirements)
+    )
 
 
 def _term(requirements: list[tuple[bool, str, str, Any]]) -> Term | None:

@@ -76,7 +76,9 @@ class Subresources:
             kind = write.PATCH_TYPES[content_type(request, tuple(write.PATCH_TYPES))]
 
             def make(old: Object) -> Object:
-                return scale.write(endpoint, old, write.patched_scale(scale.of(endpoint, old, endpoint.scale_paths), kind, request.body, call), endpoint.scale_paths[0])
+                return scale.write(
+                    endpoint, old, write.patched_scale(scale.of(endpoint, old, endpoint.scale_paths), kind, request.body, call), endpoint.scale_paths[0]
+                )
 
         written = await self.app.objects.update(call, make, prepare=endpoint.rules.prepare_update)
         obj = endpoint.from_storage(orjson.loads(written.value))
@@ -160,7 +162,9 @@ class Subresources:
 
     async def _serviceaccounts_token(self, endpoint: Endpoint, request: Request) -> Answer:
         call = write.call_of(endpoint, request, self.app.admission, "CreateOptions")
-        obj, warnings = codec.read(request.body, content_type(request), "authentication.k8s.io", "v1", "TokenRequest", validation=request.param("fieldValidation") or "Warn")
+        obj, warnings = codec.read(
+            request.body, content_type(request), "authentication.k8s.io", "v1", "TokenRequest", validation=request.param("fieldValidation") or "Warn"
+        )
         await self._admit(call, obj)
         info = request.info
         done = self.app.identities.answer("serviceaccounts/token", request.user, info.namespace, info.name, obj)

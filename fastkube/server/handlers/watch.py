@@ -150,9 +150,28 @@ class Watching:
 class Watch:
     """One watch: a Push (http.message). Before `live`, the initial state goes out; events that come meanwhile wait in the backlog."""
 
-    __slots__ = ("_backlog", "_bookmarks", "_everything", "_fed", "_frames", "_initial", "_loop", "_owner", "_revision", "_scheduled", "_selected", "_source", "_start", "_timeout", "_timer", "_writer")
+    __slots__ = (
+        "_backlog",
+        "_bookmarks",
+        "_everything",
+        "_fed",
+        "_frames",
+        "_initial",
+        "_loop",
+        "_owner",
+        "_revision",
+        "_scheduled",
+        "_selected",
+        "_source",
+        "_start",
+        "_timeout",
+        "_timer",
+        "_writer",
+    )
 
-    def __init__(self, owner: Watching, selected: Selected, frames: Plain, start: int, initial: Iterator[bytes] | None, bookmarks: bool, timeout: float) -> None:
+    def __init__(
+        self, owner: Watching, selected: Selected, frames: Plain, start: int, initial: Iterator[bytes] | None, bookmarks: bool, timeout: float
+    ) -> None:
         self._owner = owner
         self._selected = selected
         self._everything = selected.everything

@@ -146,7 +146,9 @@ def patcher(endpoint: Endpoint, call: Call, kind: str, body: bytes, force: bool)
             obj = merge_patch.apply(obj, body)
         else:
             if endpoint.node is None or endpoint.resource.custom:
-                raise errors.unsupported_media_type("the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml")
+                raise errors.unsupported_media_type(
+                    "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+                )
             obj = strategic.apply(obj, body, endpoint.node)
         _same_identity(obj, call)
         obj, warned[:] = endpoint.reread(obj, call.validation)

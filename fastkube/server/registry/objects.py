@@ -170,7 +170,16 @@ class Objects:
         ignore = managedfields.ignored(endpoint.group, endpoint.plural, call.subresource, endpoint.rules.has_status)
         before, after = (old and endpoint.shown(old), endpoint.shown(obj)) if endpoint.converts else (old, obj)
         entries = managedfields.update(
-            before, after, call.manager, "Update", endpoint.api_version, call.subresource, clock.rfc3339(), endpoint.node, ignore=ignore, at_version=endpoint.at_version
+            before,
+            after,
+            call.manager,
+            "Update",
+            endpoint.api_version,
+            call.subresource,
+            clock.rfc3339(),
+            endpoint.node,
+            ignore=ignore,
+            at_version=endpoint.at_version,
         )
         if entries:
             obj["metadata"]["managedFields"] = entries
@@ -264,7 +273,12 @@ class Objects:
             metadata["resourceVersion"] = str(kv.mod_revision)
         elif asked != str(kv.mod_revision):
             if not asked.isdecimal():
-                raise errors.invalid(endpoint.kind, endpoint.error_group, call.name, [errors.invalid_value("metadata.resourceVersion", asked, f'strconv.ParseUint: parsing "{asked}": invalid syntax')])
+                raise errors.invalid(
+                    endpoint.kind,
+                    endpoint.error_group,
+                    call.name,
+                    [errors.invalid_value("metadata.resourceVersion", asked, f'strconv.ParseUint: parsing "{asked}": invalid syntax')],
+                )
             raise errors.conflict(endpoint.plural, endpoint.group, call.name, errors.MODIFIED)
 
     async def _replace(self, call: Call, key: bytes, kv: Any, obj: Object) -> Written:

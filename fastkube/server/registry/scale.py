@@ -39,7 +39,9 @@ def write(endpoint: Endpoint, obj: Object, scale: Object, spec_path: str = ".spe
     """The object with the Scale's wish in it (a copy). ApiError 422."""
     replicas = (scale.get("spec") or {}).get("replicas", 0)
     if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 0:
-        raise errors.invalid("Scale", "autoscaling", obj["metadata"]["name"], [errors.invalid_value("spec.replicas", replicas, "must be greater than or equal to 0")])
+        raise errors.invalid(
+            "Scale", "autoscaling", obj["metadata"]["name"], [errors.invalid_value("spec.replicas", replicas, "must be greater than or equal to 0")]
+        )
     keys = spec_path.lstrip(".").split(".")
     out = place = dict(obj)
     for key in keys[:-1]:
