@@ -46,7 +46,7 @@ class Client:
 
         def invoke(message=None, **fields):
             metadata = (("token", self.token),) if self.token else ()
-            return call(request(**fields) if message is None else message, metadata=metadata, **({} if not hasattr(message, "__next__") else {}))
+            return call(request(**fields) if message is None else message, metadata=metadata)
 
         return invoke
 

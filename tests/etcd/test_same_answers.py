@@ -120,7 +120,7 @@ class Generator:
                 revision=r.choice([self.revision - r.randint(0, 30), self.revision + 1, self.compacted, -1]) or 1, physical=r.random() < 0.5
             )
         if x < 0.92:
-            return "LeaseGrant", m.LeaseGrantRequest(ID=r.choice(LEASES), TTL=r.choice([1, 100, 1000, 9_000_000_001]))
+            return "LeaseGrant", m.LeaseGrantRequest(ID=r.choice(LEASES), TTL=r.choice([60, 100, 1000, 9_000_000_001]))
         if x < 0.94:
             return "LeaseRevoke", m.LeaseRevokeRequest(ID=r.choice(LEASES))
         if x < 0.97:
@@ -162,6 +162,7 @@ class Watching:
         self._changed = threading.Condition()
         self.events: dict[int, list] = {}
         self.control: dict[int, list] = {}
+        self.created = 0
         self.ended: str | None = None
         self._call = client.Watch(iter(self._requests.get, None))
         threading.Thread(target=self._read, daemon=True).start()
@@ -175,6 +176,7 @@ class Watching:
                         assert revisions == sorted(revisions) and answer.header.revision >= revisions[-1]
                         self.events.setdefault(answer.watch_id, []).extend(e.SerializeToString(deterministic=True) for e in answer.events)
                     else:
+                        self.created += answer.created
                         self.control.setdefault(answer.watch_id, []).append((answer.created, answer.canceled, answer.compact_revision, answer.cancel_reason))
                     self._changed.notify_all()
         except grpc.RpcError as e:
@@ -210,7 +212,7 @@ def test_every_answer_is_etcds(launch, seed: int) -> None:
     both = launch("etcd", f"--max-txn-ops={8}").client(), launch("ours", "--unsafe-no-fsync", "--max-txn-ops=8").client()
     generator = Generator(seed)
     watching = [Watching(client) for client in both]
-    watch_ids: list[int] = []
+    watch_ids: dict[int, object] = {}
     marker = b"zz-end-of-history"
     for step in range(HISTORY_OPERATIONS):
         if generator.r.random() < 0.03:
@@ -219,10 +221,11 @@ def test_every_answer_is_etcds(launch, seed: int) -> None:
                 "start_revision": generator.r.choice([0, 0, generator.r.randint(generator.compacted + 1, generator.revision + 5), max(generator.compacted - 1, 0)]),
                 "prev_kv": generator.r.random() < 0.5, "filters": generator.r.choice([[], [], [0], [1]]), "fragment": generator.r.random() < 0.3,
             }  # fmt: skip
+            wanted = len(watch_ids) + 1
             for w in watching:
                 w.send(create_request=m.WatchCreateRequest(**create))
-                w.until(lambda w, i=100 + step: i in w.control or -1 in w.control, f"step {step}: creation")
-            watch_ids.append(100 + step)
+                w.until(lambda w, wanted=wanted: w.created == wanted, f"step {step}: creation")
+            watch_ids[100 + step] = create, generator.revision, generator.compacted
             # What was in the past when it began must be told before history is compacted under it.
             time.sleep(0.25 if 0 < create["start_revision"] <= generator.revision else 0)
         method, request = generator.next()
@@ -240,7 +243,7 @@ def test_every_answer_is_etcds(launch, seed: int) -> None:
         w.until(lambda w: 1 in w.events, "end of history")
     time.sleep(0.3)
     for watch_id in [*watch_ids, -1]:
-        assert watching[1].control.get(watch_id) == watching[0].control.get(watch_id), f"seed {seed}, watch {watch_id}"
-        assert watching[1].events.get(watch_id) == watching[0].events.get(watch_id), f"seed {seed}, watch {watch_id}"
+        assert watching[1].control.get(watch_id) == watching[0].control.get(watch_id), f"seed {seed}, watch {watch_id} {watch_ids.get(watch_id)}"
+        assert watching[1].events.get(watch_id) == watching[0].events.get(watch_id), f"seed {seed}, watch {watch_id} {watch_ids.get(watch_id)}"
     for w in watching:
         w.close()

@@ -348,11 +348,7 @@ class Auth:
     async def RoleGet(self, r: Any, caller: Caller) -> Any:
         if not (self.enabled and r.role in self._roles(self.user(caller))):
             self.check_admin(caller)
-        if r.role == ROOT:
-            self._role(r.role)
-            permissions = [messages.Permission(permType=READWRITE, key=b"", range_end=b"\0")]
-        else:
-            permissions = [messages.Permission(permType=t, key=bytes.fromhex(k), range_end=bytes.fromhex(e)) for t, k, e in self._role(r.role)]
+        permissions = [messages.Permission(permType=t, key=bytes.fromhex(k), range_end=bytes.fromhex(e)) for t, k, e in self._role(r.role)]
         return self._member.answer(messages.AuthRoleGetResponse, perm=permissions)
 
     async def RoleList(self, r: Any, caller: Caller) -> Any:

@@ -45,7 +45,7 @@ class KV:
         _check_range(r)
         if self._auth.enabled:
             self._auth.check(caller, r.key, r.range_end, READ)
-        result = self._store.range(r.key, r.range_end, r.revision, 0 if _sifts(r) else r.limit) if not r.count_only else None
+        result = self._store.range(r.key, r.range_end, r.revision, _fetched(r)) if not r.count_only else None
         count = self._store.count(r.key, r.range_end, r.revision) if result is None else result.count
         return _range_response(self._header.encode(self._store.revision), r, [] if result is None else result.kvs, count)
 
@@ -244,7 +244,7 @@ def _operations(ops: Sequence[Any]) -> list[interface.Operation]:
         kind = op.WhichOneof("request")
         if kind == "request_range":
             r = op.request_range
-            translated.append(Range(r.key, r.range_end, r.revision, 0 if _sifts(r) else r.limit, r.count_only))
+            translated.append(Range(r.key, r.range_end, r.revision, _fetched(r), r.count_only))
         elif kind == "request_put":
             translated += _put_ops(op.request_put)
         elif kind == "request_delete_range":
@@ -259,7 +259,18 @@ def _operations(ops: Sequence[Any]) -> list[interface.Operation]:
 
 def _sifts(r: Any) -> bool:
     """Whether the range's own order and limit are not enough."""
-    return bool(r.sort_order or r.sort_target or r.min_mod_revision or r.max_mod_revision or r.min_create_revision or r.max_create_revision)
+    return bool(r.sort_target or _sifts_all(r))
+
+
+def _sifts_all(r: Any) -> bool:
+    return bool(r.sort_order or r.min_mod_revision or r.max_mod_revision or r.min_create_revision or r.max_create_revision)
+
+
+def _fetched(r: Any) -> int:
+    """How many keys are looked at: a target without an order sorts (etcd's way) only the first `limit` + 1."""
+    if _sifts_all(r):
+        return 0
+    return r.limit + 1 if r.sort_target and r.limit > 0 else max(r.limit, 0)
 
 
 def _sift(r: Any, kvs: list[KeyValue]) -> list[KeyValue]:
