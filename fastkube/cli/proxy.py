@@ -53,4 +53,4 @@ def command(
     except (configuration.ConfigError, NftError, OSError) as error:
         fail(str(error))
     settings.node_name = (settings.node_name or socket.gethostname()).lower()
-    serve("proxy", lambda stop: run(settings, stop), (KubeconfigError,))
+    serve("proxy", lambda stop: run(settings, stop), (KubeconfigError, configuration.ConfigError))

@@ -90,17 +90,20 @@ def _headless(name: str, spec: dict[str, Any], slices: Iterable[dict[str, Any]])
 
 
 class _Builder:
+    """Collects records, each once, in order."""
+
     def __init__(self) -> None:
-        self.names: Names = {}
+        self._names: dict[str, dict[int, dict[Data, None]]] = {}
 
     def add(self, name: str, type_: int, data: Data) -> None:
-        rrset = self.names.setdefault(name, {})
-        known = rrset.get(type_, ())
-        if data not in known:
-            rrset[type_] = (*known, data)
+        self._names.setdefault(name, {}).setdefault(type_, {})[data] = None
 
     def address(self, name: str, ip: str) -> None:
         self.add(name, AAAA if ":" in ip else A, ip)
+
+    @property
+    def names(self) -> Names:
+        return {name: {type_: tuple(data) for type_, data in rrset.items()} for name, rrset in self._names.items()}
 
 
 def dashed(ip: str) -> str:
@@ -113,7 +116,9 @@ def srv_name(port: str, protocol: str, service: str) -> str:
 
 def reverse_name(ip: str) -> str:
     """The PTR name of an address, without the closing dot."""
-    return ipaddress.ip_address(ip).reverse_pointer
+    if ":" in ip:
+        return ipaddress.ip_address(ip).reverse_pointer
+    return ".".join(ip.split(".")[::-1]) + ".in-addr.arpa"
 
 
 class Zone:

@@ -218,10 +218,10 @@ def needs_start(pod: Object) -> bool:
 class Node:
     """One hollow node: its Lease, and the addresses its pods have."""
 
-    __slots__ = ("address", "addresses", "free", "lease", "name", "ready_since")
+    __slots__ = ("address", "addresses", "free", "lease", "name", "ready_since", "uid")
 
-    def __init__(self, name: str, address: str, cidr: str) -> None:
-        self.name, self.address = name, address
+    def __init__(self, name: str, address: str, cidr: str, uid: str = "") -> None:
+        self.name, self.address, self.uid = name, address, uid
         network = ipaddress.ip_network(cidr)
         self.free = deque(range(int(network.network_address) + 2, int(network.broadcast_address)))
         self.addresses: dict[str, int] = {}  # pod uid -> address
@@ -285,7 +285,7 @@ class Hollow:
                     found = await self.client.get("v1/nodes", name)
                 if not any(c["type"] == "Ready" and c["status"] == "True" for c in (found.get("status") or {}).get("conditions") or ()):
                     await self.client.patch("v1/nodes", name, {"status": wanted["status"]}, subresource="status")
-                node = Node(name, node_address(i), found["spec"].get("podCIDR") or pod_network(i))
+                node = Node(name, node_address(i), found["spec"].get("podCIDR") or pod_network(i), found["metadata"]["uid"])
                 node.ready_since = clock.rfc3339()
                 await self._renew(node)
                 self.nodes[name] = node
@@ -316,7 +316,9 @@ class Hollow:
         resource, namespace = "coordination.k8s.io/v1/leases", "kube-node-lease"
         if not node.lease:
             spec = {"holderIdentity": node.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": clock.rfc3339_micro()}
-            lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": node.name, "namespace": namespace}, "spec": spec}
+            owner = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}  # so that it goes with the node
+            meta = {"name": node.name, "namespace": namespace, "ownerReferences": [owner]}
+            lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": spec}
             try:
                 node.lease = await self.client.create(resource, lease)
                 return

@@ -123,6 +123,9 @@ class IpvsDriver:
                 async with self._lock:
                     await self._in_thread(self._drain)
 
+    async def watch(self, lost: Callable[[], None]) -> None:
+        await self.rules.watch(lost)
+
     async def cleanup(self) -> None:
         await self.rules.cleanup()
         await self._in_thread(self._remove_all)

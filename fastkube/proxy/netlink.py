@@ -22,6 +22,7 @@ RECEIVE_BYTES = 1 << 18
 PIPELINED_MAX = 200  # requests sent before their acknowledgements are read
 SOCKET_BUFFER_BYTES = 8 << 20
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SOL_NETLINK, ADD_MEMBERSHIP = 270, 1
 
 _header = struct.Struct("=IHHII")
 _attribute = struct.Struct("=HH")
@@ -65,6 +66,23 @@ class Socket:
 
     def close(self) -> None:
         self._socket.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def join(self, group: int) -> None:
+        """Hear what the kernel tells this multicast group."""
+        self._socket.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
+
+    def pending(self) -> Iterator[tuple[int, memoryview]]:
+        """(type, payload after nfgenmsg) of what has been heard so far. OSError ENOBUFS when some of it was lost."""
+        while True:
+            try:
+                data = self._socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            for _, kind, payload in _messages(data):
+                yield kind, payload[4:]
 
     def request(self, type_: int, payload: bytes) -> None:
         """Send one message and wait for its acknowledgement."""

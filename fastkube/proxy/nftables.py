@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from fastkube.proxy import nftelements
 from fastkube.proxy.diff import Change
@@ -180,6 +180,22 @@ class Nft:
             self._socket = nftelements.socket_in(self.netns)
         return self._socket
 
+    async def deletions(self) -> AsyncIterator[None]:
+        """Yields when our table was deleted, by whomever, or may have been: the kernel had more to tell than we could read."""
+        connection = nftelements.socket_in(self.netns)
+        connection.join(nftelements.GROUP)
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(connection.fileno(), readable.set)
+        try:
+            while True:
+                readable.clear()
+                await readable.wait()
+                if nftelements.table_deleted(connection):
+                    yield
+        finally:
+            loop.remove_reader(connection.fileno())
+            connection.close()
+
     async def delete(self, family: str) -> None:
         await self.run(f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n")
 
@@ -211,6 +227,13 @@ class NftablesDriver:
     async def change(self, changes: Iterable[Change]) -> None:
         changes = list(changes)
         await self.nft.apply([table.change(changes) for table in self.tables])
+
+    async def watch(self, lost: Callable[[], None]) -> None:
+        async for _ in self.nft.deletions():
+            # Our own big transactions overflow the listener too: only what is not there is lost.
+            if any(f"chain {table.layout.version}" not in self.nft.present(table.layout.nft) for table in self.tables):
+                log.warning("somebody removed the table, programming it again", table=TABLE)
+                lost()
 
     async def cleanup(self) -> None:
         for table in self.tables:

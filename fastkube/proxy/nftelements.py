@@ -16,6 +16,8 @@ from fastkube.proxy.layout import TABLE, Address, ElementKey, Id, Lane, Value
 from fastkube.proxy.netlink import F_CREATE, Socket, attribute, attributes, body, nested
 
 SUBSYSTEM = 10
+GROUP = 7  # NFNLGRP_NFTABLES
+DELETE_TABLE, TABLE_NAME = 2, 1
 GET_CHAIN, GET_SET, NEW_ELEMENTS, DELETE_ELEMENTS = 4, 10, 12, 14
 CHAIN_NAME, SET_NAME, SET_FLAGS, SET_IS_MAP = 3, 2, 3, 8
 LIST_TABLE, LIST_SET, LIST_ELEMENTS, ELEMENT = 1, 2, 3, 1
@@ -88,6 +90,17 @@ def present(connection: Socket, family: str) -> set[str]:
 
 def _text(data: memoryview) -> str:
     return bytes(data).rstrip(b"\0").decode()
+
+
+def table_deleted(connection: Socket) -> bool:
+    """Whether the kernel tells, on a joined socket, of a deleted table of ours; also when it had more to tell than the socket holds."""
+    found = False
+    try:
+        for kind, payload in connection.pending():
+            found = found or (kind == SUBSYSTEM << 8 | DELETE_TABLE and _text(dict(attributes(payload))[TABLE_NAME]) == TABLE)
+    except OSError:  # ENOBUFS
+        return True
+    return found
 
 
 def socket_in(netns: str | None) -> Socket:

@@ -7,7 +7,8 @@ an update that fails is followed by replacing everything, until that succeeds; o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -17,8 +18,8 @@ from fastkube.client.informer import Informer
 from fastkube.client.rest import Client
 from fastkube.http.server import Server
 from fastkube.proxy import conntrack, health, ipvs, routes
-from fastkube.proxy.config import Config, split_address
-from fastkube.proxy.diff import Change, Programmed, udp_reach
+from fastkube.proxy.config import Config, ConfigError, split_address
+from fastkube.proxy.diff import Change, Programmed, Reach, udp_reach
 from fastkube.proxy.layout import Layout
 from fastkube.proxy.model import HEADLESS_LABEL, PROXY_NAME_LABEL, ZONE_LABEL, Model
 from fastkube.proxy.nftables import NftablesDriver
@@ -51,6 +52,10 @@ class Driver(Protocol):
         """Program these differences."""
         ...
 
+    async def watch(self, lost: Callable[[], None]) -> None:
+        """Task body: call `lost` whenever somebody else removes what we programmed, as far as the kernel tells."""
+        ...
+
     async def cleanup(self) -> None:
         """Remove everything of ours."""
         ...
@@ -62,7 +67,9 @@ def layouts(config: Config) -> list[Layout]:
 
 
 def driver_for(config: Config) -> Driver:
-    """The driver of the mode asked for; ipvs (also by default) only where the kernel has it, else nftables, and the log says so."""
+    """The driver of the mode asked for; ipvs (also by default) only where the kernel has it, else nftables, and the log says so. ConfigError."""
+    if shutil.which("nft") is None:
+        raise ConfigError("nft not found: the proxy needs it in every mode (Debian: apt-get install nftables)")
     if config.mode in ("", "ipvs"):
         missing = ipvs.missing()
         if not missing:
@@ -74,8 +81,10 @@ def driver_for(config: Config) -> Driver:
 class Proxy:
     """Keeps the kernel true to the API objects."""
 
-    def __init__(self, client: Client, driver: Driver, node: str) -> None:
+    def __init__(self, client: Client, driver: Driver, node: str, service_cidrs: list[str]) -> None:
         self.driver = driver
+        self.service_cidrs = service_cidrs
+        self._whole = True  # the next update replaces everything
         self.model = Model(node)
         self.programmed = Programmed()
         self.state = health.State()
@@ -109,15 +118,16 @@ class Proxy:
     async def run(self) -> None:
         """Program until cancelled."""
         await asyncio.gather(*(i.synced() for i in self.informers.values()))
-        whole, backoff = True, RETRY_SECONDS_MIN
+        backoff = RETRY_SECONDS_MIN
         while True:
+            whole, self._whole = self._whole, False
             try:
                 await self.sync(whole)
-                whole, backoff = False, RETRY_SECONDS_MIN
+                backoff = RETRY_SECONDS_MIN
             except Exception as e:
                 UPDATES.labels("replace" if whole else "change", "error").inc()
                 log.warning("kernel update failed, everything will be programmed again", error=str(e), retry_seconds=backoff)
-                whole = True
+                self._whole = True
                 await asyncio.sleep(entropy.jitter(backoff))
                 backoff = min(backoff * 2, RETRY_SECONDS_MAX)
                 continue
@@ -125,12 +135,14 @@ class Proxy:
                 async with asyncio.timeout(REPLACE_SECONDS):
                     await self.wake.wait()
             except TimeoutError:
-                whole = True
+                self._whole = True
             await asyncio.sleep(BATCH_SECONDS)
 
     async def sync(self, whole: bool) -> None:
         """Bring the kernel up to date; `whole`: whatever it holds now."""
         self.wake.clear()
+        if whole:
+            await asyncio.to_thread(routes.ensure, self.service_cidrs)
         changes = self.programmed.plan(self.model.changes())
         if whole:
             changes = self.programmed.everything()
@@ -139,16 +151,26 @@ class Proxy:
                 await (self.driver.replace(changes) if whole else self.driver.change(changes))
             UPDATES.labels("replace" if whole else "change", "ok").inc()
             FRONTENDS.set(len(self.programmed.live))
-            reach = udp_reach(changes)
-            if reach:
-                forgotten = await asyncio.to_thread(conntrack.forget, reach)
-                if forgotten:
-                    log.info("forgot stale UDP flows", flows=forgotten)
+            await self._forget_flows(udp_reach(changes))
         if not self.model.dirty:
             self.state.synced()
         await self.checks.sync(self.model.health())
         if whole:
             log.info("programmed", mode=self.driver.mode, frontends=len(self.programmed.live))
+
+    async def _forget_flows(self, reach: Reach) -> None:
+        if reach:
+            try:
+                forgotten = await asyncio.to_thread(conntrack.forget, reach)
+                if forgotten:
+                    log.info("forgot stale UDP flows", flows=forgotten)
+            except OSError as e:  # the rules stand; old UDP flows will time out
+                log.warning("cannot look through tracked connections", error=str(e))
+
+    def lost(self) -> None:
+        """Somebody took the rules away."""
+        self._whole = True
+        self.wake.set()
 
 
 def slim(obj: dict[str, Any]) -> dict[str, Any]:
@@ -166,14 +188,14 @@ async def run(config: Config, stop: asyncio.Event) -> None:
     """Proxy until `stop` is set; the rules stay."""
     driver = await asyncio.to_thread(driver_for, config)  # pyroute2 has an event loop of its own
     log.info("starting", mode=driver.mode, node=config.node_name)
-    await asyncio.to_thread(routes.ensure, config.service_cidrs)
     async with kubeconfig.load(config.kubeconfig, user_agent="kube-proxy") as client, Supervisor("proxy") as supervisor:
-        proxy = Proxy(client, driver, config.node_name)
+        proxy = Proxy(client, driver, config.node_name, config.service_cidrs)
         servers = await _listen(config, proxy)
         try:
             for name, informer in proxy.informers.items():
                 supervisor.start(f"informer {name}", informer.run)
             supervisor.start("sync", proxy.run)
+            supervisor.start("rules watch", lambda: driver.watch(proxy.lost))
             if isinstance(driver, ipvs.IpvsDriver):
                 supervisor.start("drain", driver.drain)
             await stop.wait()
