@@ -23,6 +23,7 @@ def command(
     cluster_cidr: Annotated[str, typer.Option(help="pod network: its reverse names are never asked upstream")] = "10.244.0.0/16",
     service_cluster_ip_range: Annotated[str, typer.Option(help="service network: its reverse names are never asked upstream")] = "10.96.0.0/12",
     resolv_conf: Annotated[Path, typer.Option(help="file whose nameservers are asked for names outside the cluster")] = Path("/etc/resolv.conf"),
+    http_bind_address: Annotated[str, typer.Option(help="ADDRESS:PORT of /health, /ready and /metrics; empty: none")] = "",
     upstream: Annotated[str, typer.Option(help="ADDRESS[:PORT],... to ask instead of those in --resolv-conf")] = "",
 ) -> None:
     """Answer DNS for services and pods; forward other names."""
@@ -30,13 +31,14 @@ def command(
         fail("--kubeconfig is needed")
     try:
         host, port = _address(listen)
+        http = _address(http_bind_address) if http_bind_address else None
         upstreams = [Upstream(*_address(text, 53)) for text in upstream.split(",")] if upstream else None
     except ValueError as error:
         fail(str(error))
     if publish and (host in ("0.0.0.0", "::", "localhost") or ipaddress.ip_address(host).is_loopback):
         fail(f"--publish needs an address in --listen that pods reach, not {host}")
     cidrs = [cidr for text in (cluster_cidr, service_cluster_ip_range) for cidr in text.split(",") if cidr]
-    config = Config(kubeconfig, (host, port), cluster_domain.strip("."), cluster_dns, publish, resolv_conf, upstreams, cidrs)
+    config = Config(kubeconfig, (host, port), cluster_domain.strip("."), cluster_dns, publish, resolv_conf, upstreams, http, cidrs)
     serve("dns", lambda stop: run(config, stop), (KubeconfigError, ListenError))
 
 

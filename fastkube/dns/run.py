@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import prometheus_client
 
 from fastkube.api.errors import ApiError
 from fastkube.client import kubeconfig
@@ -19,12 +22,15 @@ from fastkube.client.rest import Client
 from fastkube.dns.forward import Forwarder, Upstream, upstreams_of
 from fastkube.dns.server import Responder, Server
 from fastkube.dns.zone import Zone, records_of
+from fastkube.http.message import Request, Response
+from fastkube.http.server import Server as HttpServer
 from fastkube.runtime import logs
 from fastkube.runtime.tasks import Supervisor
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 NAMESPACE, NAME = "kube-system", "kube-dns"
 PUBLISH_RETRY_SECONDS = 2.0
+RESOLV_CONF_SECONDS = 5.0
 BATCH_SECONDS = 0.005
 
 log = logs.get("dns")
@@ -43,6 +49,7 @@ class Config:
     publish: bool = False
     resolv_conf: Path = Path("/etc/resolv.conf")
     upstreams: list[Upstream] | None = None  # None: those of resolv_conf
+    http: tuple[str, int] | None = None  # where /health, /ready and /metrics are served; None: nowhere
     reverse_cidrs: list[str] = field(default_factory=lambda: ["10.244.0.0/16", "10.96.0.0/12"])
 
 
@@ -169,6 +176,36 @@ def ours_changed(changed: asyncio.Event) -> Any:
     return on
 
 
+async def follow(config: Config, forwarder: Forwarder) -> None:
+    """Task body: look for circles, and take up changes of resolv.conf."""
+    seen = _mtime(config.resolv_conf)
+    while True:
+        await forwarder.probe()
+        while config.upstreams is not None or _mtime(config.resolv_conf) == seen:
+            await asyncio.sleep(RESOLV_CONF_SECONDS)
+        seen = _mtime(config.resolv_conf)
+        forwarder.upstreams = upstreams_of(config.resolv_conf, {config.listen[0], config.cluster_ip})
+        log.info("resolv.conf has changed", upstreams=[u.host for u in forwarder.upstreams])
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def http_handler(ready: Callable[[], bool]) -> Callable[[Request], Response]:
+    def handle(request: Request) -> Response:
+        if request.path == "/health" or (request.path == "/ready" and ready()):
+            return Response(200, b"OK", "text/plain")
+        if request.path == "/metrics":
+            return Response(200, prometheus_client.generate_latest(), prometheus_client.CONTENT_TYPE_LATEST)
+        return Response(503 if request.path == "/ready" else 404, b"", "text/plain")
+
+    return handle
+
+
 async def before(stop: asyncio.Event, work: asyncio.Future[Any]) -> bool:
     """Wait for `work`; False when `stop` came first."""
     stopped = asyncio.ensure_future(stop.wait())
@@ -185,6 +222,13 @@ async def run(config: Config, stop: asyncio.Event) -> None:
     zone = Zone(config.domain, config.reverse_cidrs)
     forwarder = Forwarder(upstreams)
     server = Server(Responder(zone, forwarder))
+    answering = asyncio.Event()
+    web = HttpServer(http_handler(answering.is_set))
+    if config.http:
+        try:
+            await web.listen(*config.http)
+        except OSError as e:
+            raise ListenError(f"cannot listen on {config.http[0]}:{config.http[1]}: {e.strerror or e}") from e
     async with kubeconfig.load(config.kubeconfig, user_agent="coredns") as client, Supervisor("dns") as supervisor:
         services = Informer(client, "v1/services", transform=slim)
         slices = Informer(client, "discovery.k8s.io/v1/endpointslices", transform=slim)
@@ -202,9 +246,11 @@ async def run(config: Config, stop: asyncio.Event) -> None:
             raise ListenError(f"cannot listen on {host}:{port}: {e.strerror or e}") from e
         log.info("answering", address=f"{host}:{port}", domain=config.domain, names=len(zone.names), upstreams=[u.host for u in upstreams])
         try:
-            supervisor.once("probe", forwarder.probe())
+            answering.set()
+            supervisor.start("upstreams", lambda: follow(config, forwarder))
             if config.publish:
                 supervisor.start("publish", lambda: publish(client, config, port, changed))
             await stop.wait()
         finally:
             await server.close()
+            await web.close()

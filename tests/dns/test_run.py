@@ -49,7 +49,14 @@ def test_dns_follows_the_api(api: ApiProcess) -> None:
         return out
 
     (api.directory / "resolv.conf").write_text("")
-    api.start("dns", f"--kubeconfig={api.kubeconfig}", f"--listen={HOST}:{PORT}", "--publish", f"--resolv-conf={api.directory / 'resolv.conf'}")
+    api.start(
+        "dns",
+        f"--kubeconfig={api.kubeconfig}",
+        f"--listen={HOST}:{PORT}",
+        "--publish",
+        f"--resolv-conf={api.directory / 'resolv.conf'}",
+        "--http-bind-address=127.0.0.1:9153",
+    )
     api.wait(lambda: '"answering"' in api.log("dns"))
     assert ask("kubernetes.default.svc.cluster.local") == ["10.96.0.1"]
 
@@ -76,6 +83,10 @@ def test_dns_follows_the_api(api: ApiProcess) -> None:
     api.request("PUT", f"{SLICES}/db-1", part)
     api.wait(lambda: ask("db.default.svc.cluster.local") == [])
     api.request("DELETE", f"{SERVICES}/db")
+    for path, text in (("health", "OK"), ("ready", "OK"), ("metrics", "fastkube_dns_requests_total")):
+        assert text in subprocess.run([*api.enter, "curl", "-sS", f"http://127.0.0.1:9153/{path}"], capture_output=True, text=True, check=True).stdout
+    (api.directory / "resolv.conf").write_text("nameserver 10.245.0.1\nnameserver 10.245.0.9\n")  # the first are we ourselves
+    api.wait(lambda: '"upstreams": ["10.245.0.9"]' in api.log("dns"))
     assert api.stop("dns") == 0
 
 
