@@ -11,28 +11,20 @@ An answer of any status is an answer; only a connection that cannot be made or b
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import aiohttp
-from multidict import CIMultiDict
-from yarl import URL
+from typing import Any, Protocol
 
 from fastkube._version import __version__
 from fastkube.api.errors import ApiError
+from fastkube.client.http1 import Answer, BrokenConnection, Headers, Pool
+from fastkube.client.http1 import Stream as HttpStream
 from fastkube.http.message import Request, Response, collect, iterate
 from fastkube.runtime import clock, logs
 
-CONNECTIONS_MAX = 32  # kept for requests; each stream has one of its own besides
-STREAM_BUFFER_BYTES_MAX = 1 << 18  # read ahead of the consumer; aiohttp pauses the socket at twice that
-REQUEST_TIMEOUT_SECONDS = 60.0
-CONNECT_TIMEOUT_SECONDS = 10.0
-KEEPALIVE_SECONDS = 90.0
 CREDENTIALS_MAX_AGE_SECONDS = 10.0  # how often token and certificate files are looked at again
 
 log = logs.get("client")
@@ -43,12 +35,6 @@ class ConnectionFailed(ApiError):
 
     def __init__(self, why: str) -> None:
         super().__init__(503, "ServiceUnavailable", f"cannot reach the API server: {why}")
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: Mapping[str, str]  # lower-case or case-insensitive names
-    body: bytes
 
 
 class Stream(Protocol):
@@ -82,8 +68,8 @@ def _in_memory(data: bytes) -> tuple[int, str]:
 class HttpTransport:
     """HTTPS (or plain HTTP) to `server`, a URL. Credentials are file paths or, as bytes, the PEM data itself.
 
-    Files are looked at again every few seconds, so rotated certificates and projected tokens are taken up; connections made before keep
-    the old ones. Raises ValueError for credentials that cannot be read.
+    Files are looked at again every few seconds, so rotated certificates and projected tokens are taken up by the connections made from then on.
+    Raises ValueError for credentials that cannot be read.
     """
 
     def __init__(
@@ -104,7 +90,7 @@ class HttpTransport:
         self._token_file = Path(token_file) if token_file else None
         self._headers = {"User-Agent": user_agent or f"fastkube/{__version__}", "Accept": "application/json"}
         self._ssl = self._context(ca, insecure_skip_tls_verify) if self.server.startswith("https:") else None
-        self._server_hostname = server_hostname
+        self._pool = Pool(self.server, self._ssl, server_hostname)
         self._read_at = -1e9
         self._cert_mtime = 0.0
         if token:
@@ -113,8 +99,6 @@ class HttpTransport:
             self._refresh()
         except (OSError, ssl.SSLError) as e:
             raise ValueError(f"cannot load client credentials: {e}") from e
-        self._requests: aiohttp.ClientSession | None = None
-        self._streams: aiohttp.ClientSession | None = None
 
     def _context(self, ca: str | Path | bytes | None, insecure: bool) -> ssl.SSLContext:
         try:
@@ -147,6 +131,7 @@ class HttpTransport:
         elif (mtime := os.stat(cert).st_mtime) != self._cert_mtime:
             self._ssl.load_cert_chain(str(cert), str(key))
             self._cert_mtime = mtime
+            self._pool.drop_idle()
 
     def _load_pem(self, cert: str | Path | bytes, key: str | Path | bytes) -> None:
         assert self._ssl is not None
@@ -165,16 +150,6 @@ class HttpTransport:
             for fd in opened:
                 os.close(fd)
 
-    def _session(self, limit: int) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=self._ssl if self._ssl is not None else False, limit=limit, keepalive_timeout=KEEPALIVE_SECONDS)
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS if limit else None, sock_connect=CONNECT_TIMEOUT_SECONDS),
-            read_bufsize=STREAM_BUFFER_BYTES_MAX,
-            skip_auto_headers=("Accept-Encoding", "Content-Type"),
-        )
-
     def _all_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         try:
             self._refresh()
@@ -183,53 +158,39 @@ class HttpTransport:
         return {**self._headers, **headers} if headers else self._headers
 
     async def request(self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Answer:
-        if self._requests is None:
-            self._requests = self._session(CONNECTIONS_MAX)
         try:
-            async with self._requests.request(
-                method, URL(self.server + target, encoded=True), data=body, headers=self._all_headers(headers),
-                allow_redirects=False, server_hostname=self._server_hostname,
-            ) as response:  # fmt: skip
-                return Answer(response.status, response.headers, await response.read())
-        except (aiohttp.ClientError, OSError, TimeoutError) as e:
-            raise ConnectionFailed(str(e) or type(e).__name__) from e
+            return await self._pool.request(method, target, self._all_headers(headers), body)
+        except BrokenConnection as e:
+            raise ConnectionFailed(str(e)) from e
 
     async def stream(self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Stream:
-        if self._streams is None:
-            self._streams = self._session(0)
         try:
-            response = await self._streams.request(
-                method, URL(self.server + target, encoded=True), data=body, headers=self._all_headers(headers),
-                allow_redirects=False, server_hostname=self._server_hostname,
-            )  # fmt: skip
-        except (aiohttp.ClientError, OSError, TimeoutError) as e:
-            raise ConnectionFailed(str(e) or type(e).__name__) from e
-        return _HttpStream(response)
+            return _HttpStream(await self._pool.stream(method, target, self._all_headers(headers), body))
+        except BrokenConnection as e:
+            raise ConnectionFailed(str(e)) from e
 
     async def close(self) -> None:
-        sessions = [s for s in (self._requests, self._streams) if s is not None]
-        self._requests = self._streams = None
-        await asyncio.gather(*(s.close() for s in sessions))
+        self._pool.close()
 
 
 class _HttpStream:
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
-        self._response = response
+    def __init__(self, stream: HttpStream) -> None:
+        self.status = stream.status
+        self.headers = stream.headers
+        self._stream = stream
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._response.content.iter_any():
+            async for chunk in self._stream:
                 yield chunk
-        except (aiohttp.ClientError, OSError, TimeoutError) as e:
-            raise ConnectionFailed(str(e) or type(e).__name__) from e
+        except BrokenConnection as e:
+            raise ConnectionFailed(str(e)) from e
 
     async def read(self) -> bytes:
         return b"".join([chunk async for chunk in self])
 
     async def close(self) -> None:
-        self._response.close()
+        await self._stream.close()
 
 
 class BearerTransport:
@@ -269,7 +230,7 @@ class InProcessTransport:
 
     async def request(self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Answer:
         response = await self._respond(method, target, body, headers)
-        return Answer(response.status, CIMultiDict(response.headers), await collect(response))
+        return Answer(response.status, _headers(response), await collect(response))
 
     async def stream(self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Stream:
         return _InProcessStream(await self._respond(method, target, body, headers))
@@ -281,7 +242,7 @@ class InProcessTransport:
 class _InProcessStream:
     def __init__(self, response: Response) -> None:
         self.status = response.status
-        self.headers: Mapping[str, str] = CIMultiDict(response.headers)
+        self.headers: Mapping[str, str] = _headers(response)
         self._chunks = iterate(response)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -292,3 +253,7 @@ class _InProcessStream:
 
     async def close(self) -> None:
         await self._chunks.aclose()  # type: ignore[attr-defined]
+
+
+def _headers(response: Response) -> Headers:
+    return Headers({"content-type": response.content_type, **{name.lower(): value for name, value in response.headers}})
