@@ -125,7 +125,7 @@ def slim(pod: Object) -> Object:
             "restartPolicy": spec.get("restartPolicy", "Always"),
             "readinessGates": [gate["conditionType"] for gate in spec.get("readinessGates") or ()],
         },
-        "status": {k: status[k] for k in ("phase", "podIP", "startTime", "conditions", "containerStatuses") if k in status},
+        "status": {k: status[k] for k in ("phase", "podIP", "startTime", "conditions") if k in status},
     }
 
 

@@ -180,7 +180,11 @@ def _program(binary: str) -> list[tuple[str, bytes | None]]:
     """`binary` as bin/NAME, with its shared libraries where the loader looks for them."""
     paths = sorted(images.libraries(binary))
     parents = sorted({str(parent)[1:] for path in paths for parent in Path(path).parents if str(parent) != "/"})
-    return [*((d, None) for d in parents if d != "bin"), *((path[1:], Path(path).read_bytes()) for path in paths), (f"bin/{Path(binary).name}", Path(binary).read_bytes())]
+    return [
+        *((d, None) for d in parents if d != "bin"),
+        *((path[1:], Path(path).read_bytes()) for path in paths),
+        (f"bin/{Path(binary).name}", Path(binary).read_bytes()),
+    ]
 
 
 def cpio(files: Sequence[tuple[str, bytes | None]]) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 
 from fastkube.runtime import entropy
 from tests.apiprocess import ApiProcess
-from tests.proxy.netns import possible, run
+from tests.proxy.netns import require, run
 
 SERVICES = "/api/v1/namespaces/default/services"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
@@ -29,8 +29,7 @@ print(json.dumps([str(rr.rdata) for rr in reply.rr]))
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[ApiProcess]:
     """An API server in a namespace with the address that nodes have; DNS may not be published on loopback."""
-    if not possible():
-        pytest.skip("network namespaces need root")
+    require()
     ns = f"fkx{entropy.suffix()}"
     run("ip", "netns", "add", ns)
     for command in ("link set lo up", "link add fastkube0 type bridge", f"addr add {HOST}/24 dev fastkube0", "link set fastkube0 up"):

@@ -43,7 +43,8 @@ def test_in_place_is_a_permutation_with_fewest_moves(old: tuple[Backend, ...], n
 
 @given(histories)
 def test_applying_all_changes_gives_live(history: list[dict[Key, Rules]]) -> None:
-    programmed, kernel = Programmed(), {}
+    programmed = Programmed()
+    kernel: dict[Frontend, Target] = {}
     for rules in history:
         for frontend, old, new in programmed.plan(rules):
             assert kernel.get(frontend) == old and old != new

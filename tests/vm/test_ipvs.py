@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from fastkube.testing import vm
+from tests.proxy.netns import skip
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(900)]
 PYTEST = f"exec {sys.executable} -m pytest -q -x -p no:cacheprovider -p no:benchmark --timeout=300"
@@ -16,7 +17,7 @@ PYTEST = f"exec {sys.executable} -m pytest -q -x -p no:cacheprovider -p no:bench
 def machine() -> None:
     lacking = vm.missing()
     if lacking:
-        pytest.skip(f"no virtual machine here: {lacking}")
+        skip(f"no virtual machine here: {lacking}")
 
 
 def test_services_through_ipvs() -> None:
