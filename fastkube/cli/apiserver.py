@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
+from fastkube.cli.etcd_face import etcd_face, tls_of, urls_of
 from fastkube.cli.flags import fail, serve
 from fastkube.runtime.pki import Pair
 from fastkube.server.config import Config, StartError
-from fastkube.server.run import open_server, run
+from fastkube.server.run import open_server
+from fastkube.store.etcd.errors import ListenError
 from fastkube.store.interface import StoreError
 
 __all__ = ["command", "open_server"]
@@ -58,6 +60,7 @@ def command(
     proxy_client_key_file: Annotated[Path | None, typer.Option(help="its key")] = None,
     enable_admission_plugins: Annotated[str, typer.Option(help="admission plugins beyond the default ones")] = "",
     disable_admission_plugins: Annotated[str, typer.Option(help="default admission plugins to leave out")] = "",
+    etcd_listen_client_urls: Annotated[str, typer.Option(help="serve etcd's API of the live store on these URLs, to clients of system:masters")] = "",
     event_ttl: Annotated[str, typer.Option(help="how long events are kept")] = "1h0m0s",
     unsafe_no_fsync: Annotated[bool, typer.Option(help="do not wait for the disk: a crash of the machine may lose writes")] = False,
 ) -> None:
@@ -80,9 +83,15 @@ def command(
     )  # fmt: skip
 
     async def main(stop: asyncio.Event) -> None:
-        await run(config, stop)
+        server = await open_server(config)
+        try:
+            tls = tls_of(tls_cert_file, tls_private_key_file, client_ca_file)
+            async with etcd_face(server.store, urls_of(etcd_listen_client_urls), tls, data_dir):
+                await stop.wait()
+        finally:
+            await server.close()
 
-    serve("apiserver", main, (StartError, StoreError))
+    serve("apiserver", main, (StartError, StoreError, ListenError))
 
 
 def _is_address(text: str) -> bool:

@@ -16,9 +16,10 @@ import typer
 from fastkube.cli.flags import fail, serve
 from fastkube.runtime.tasks import Supervisor
 from fastkube.store.embedded import EmbeddedStore
+from fastkube.store.etcd.errors import ListenError
 from fastkube.store.etcd.http import HttpSide
-from fastkube.store.etcd.member import QUOTA_BYTES_DEFAULT, Options
-from fastkube.store.etcd.server import EtcdServer, ListenError, Tls, auto_compact
+from fastkube.store.etcd.member import QUOTA_BYTES_DEFAULT, Options, Tls
+from fastkube.store.etcd.server import EtcdServer, auto_compact
 from fastkube.store.interface import StoreError
 
 FOREVER_SECONDS = 1e12

@@ -23,7 +23,8 @@ from fastkube.api.errors import ApiError
 from fastkube.cli import machine
 from fastkube.cli.apiserver import open_server
 from fastkube.cli.children import Child, Children
-from fastkube.cli.flags import fail, serve
+from fastkube.cli.etcd_face import etcd_face, tls_of, urls_of
+from fastkube.cli.flags import address, fail, serve
 from fastkube.client import kubeconfig as kubeconfigs
 from fastkube.controllers import manager
 from fastkube.node import images
@@ -33,6 +34,7 @@ from fastkube.runtime.pki import Pair, Pki
 from fastkube.runtime.tasks import Supervisor
 from fastkube.server.config import Config as ServerConfig
 from fastkube.server.config import StartError
+from fastkube.store.etcd.errors import ListenError
 from fastkube.store.interface import StoreError
 
 DNS_ADDRESS = "10.96.0.10"
@@ -59,6 +61,7 @@ class Options:
     kubeconfig: Path
     token_auth_file: Path | None
     controllers: str
+    etcd_urls: Sequence[str] = ()
 
 
 class UpError(Exception):
@@ -114,6 +117,9 @@ class Cluster:
         try:
             async with self.supervisor, contextlib.AsyncExitStack() as stack:
                 stack.push_async_callback(self.children.close)
+                serving = self.pki.apiserver(self._serving_addresses())
+                tls = tls_of(serving.cert, serving.key, self.pki.ca.cert)
+                await stack.enter_async_context(etcd_face(server.store, options.etcd_urls, tls, options.data_dir / "store"))
                 config.write_file(options.kubeconfig, self.pki.kubeconfig(self.local_url, self.pki.client("admin"), "kubernetes-admin"), 0o600)
                 config.write_file(options.data_dir / "up.pid", f"{os.getpid()}\n")
                 stack.callback((options.data_dir / "up.pid").unlink, missing_ok=True)
@@ -134,7 +140,7 @@ class Cluster:
         addresses = [options.bind_address]
         if self.containers and options.bind_address not in ("0.0.0.0", "::", self.advertise_address):
             addresses.append(self.advertise_address)
-        serving = pki.apiserver([a for a in (options.bind_address, self.advertise_address) if a not in ("0.0.0.0", "::")])
+        serving = pki.apiserver(self._serving_addresses())
         return ServerConfig(
             data_dir=options.data_dir / "store",
             bind_addresses=addresses,
@@ -152,6 +158,9 @@ class Cluster:
             requestheader_client_ca_file=pki.front_proxy_ca.cert,
             proxy_client=pki.front_proxy_client(),
         )
+
+    def _serving_addresses(self) -> list[str]:
+        return [a for a in (self.options.bind_address, self.advertise_address) if a not in ("0.0.0.0", "::")]
 
     def _kubeconfig(self, name: str, pair: Pair, url: str | None = None) -> str:
         """A part's kubeconfig file -> its path."""
@@ -257,17 +266,26 @@ def _routable(address: str) -> str:
 def command(
     data_dir: Annotated[Path | None, typer.Option(help="where everything is kept [default: /var/lib/fastkube, or the user's data directory]")] = None,
     secure_port: Annotated[int, typer.Option(min=1, max=65535, help="port of the API server")] = 6443,
-    bind_address: Annotated[str, typer.Option(help="address the API server listens on")] = "127.0.0.1",
+    bind_address: Annotated[str, typer.Option(parser=address, metavar="IP", help="address the API server listens on")] = "127.0.0.1",
     nodes: Annotated[int, typer.Option(min=0, help="how many nodes")] = 1,
     runtime: Annotated[Runtime, typer.Option(help="containerd: real containers; hollow: simulated nodes, no root needed")] = Runtime.containerd,
     kubeconfig: Annotated[Path | None, typer.Option(help="where the administrator's kubeconfig is written [default: DATA_DIR/admin.kubeconfig]")] = None,
     token_auth_file: Annotated[Path | None, typer.Option(help='CSV file of static tokens: token,user,uid,"group,..."')] = None,
     controllers: Annotated[str, typer.Option(help="controllers to run: '*' for all by default, 'name' to add, '-name' to leave out")] = "*",
+    etcd_listen_client_urls: Annotated[str, typer.Option(help="serve etcd's API of the live store on these URLs, to the administrator's certificate")] = "",
 ) -> None:
     """Run a whole cluster in the foreground until SIGINT or SIGTERM."""
     directory = (data_dir or default_data_dir()).absolute()
     options = Options(
-        directory, secure_port, bind_address, nodes, runtime, (kubeconfig or directory / "admin.kubeconfig").absolute(), token_auth_file, controllers
+        directory,
+        secure_port,
+        bind_address,
+        nodes,
+        runtime,
+        (kubeconfig or directory / "admin.kubeconfig").absolute(),
+        token_auth_file,
+        controllers,
+        urls_of(etcd_listen_client_urls),
     )
 
     async def run(stop: asyncio.Event) -> None:
@@ -278,6 +296,6 @@ def command(
         await Cluster(options).run(stop)
 
     try:
-        serve("up", run, (UpError, manager.ManagerError, StartError, StoreError, ContainerdError, images.ImageError, machine.MachineError))
-    except PermissionError as error:
-        fail(str(error))
+        serve("up", run, (UpError, manager.ManagerError, StartError, StoreError, ListenError, ContainerdError, images.ImageError, machine.MachineError))
+    except OSError as error:
+        fail(f"{error.filename2 or error.filename}: {error.strerror}" if error.filename else str(error))

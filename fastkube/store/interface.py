@@ -185,7 +185,11 @@ class Watcher(Protocol):
 
 class Store(Protocol):
     revision: int  # the visible revision: all of it is on disk
-    failure: StoreError | None  # why no writes are taken, once they are not: before the start, after the end, after a failed fsync
+
+    @property
+    def failure(self) -> StoreError | None:
+        """Why no writes are taken, once they are not: before the start, after the end, after a failed fsync."""
+        ...
 
     @property
     def compacted(self) -> int:

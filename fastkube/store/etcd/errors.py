@@ -14,6 +14,10 @@ class EtcdError(Exception):
         self.text = text
 
 
+class ListenError(Exception):
+    """An address cannot be listened on, or a certificate cannot be read."""
+
+
 def _error(code: str, text: str) -> EtcdError:
     return EtcdError(code, f"etcdserver: {text}")
 

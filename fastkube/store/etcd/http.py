@@ -9,8 +9,9 @@ import ssl
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
-from fastkube.store.etcd.member import CLUSTER_VERSION, NOSPACE, VERSION
-from fastkube.store.etcd.server import EtcdServer, ListenError, Tls
+from fastkube.store.etcd.errors import ListenError
+from fastkube.store.etcd.member import CLUSTER_VERSION, NOSPACE, VERSION, Tls
+from fastkube.store.etcd.server import EtcdServer
 
 REQUEST_BYTES_MAX = 16 << 10
 REQUEST_SECONDS_MAX = 5.0

@@ -43,6 +43,15 @@ class Options:
     client_cert_auth: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    cert: Path
+    key: Path
+    trusted_ca: Path | None = None  # who signs client certificates
+    client_cert_auth: bool = False  # a client without a certificate is refused
+    organization: str = ""  # only clients of this organization (O of the certificate's subject) are let in; "": all
+
+
 @dataclass(slots=True)
 class State:
     cluster_id: int

@@ -8,44 +8,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
 import grpc.aio
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from fastkube.runtime import logs
 from fastkube.store.embedded import EmbeddedStore
 from fastkube.store.etcd import errors, messages
 from fastkube.store.etcd.auth import Auth
 from fastkube.store.etcd.cluster import Cluster, Maintenance
-from fastkube.store.etcd.errors import EtcdError
+from fastkube.store.etcd.errors import EtcdError, ListenError
 from fastkube.store.etcd.kv import KV
 from fastkube.store.etcd.lease import Lease
 from fastkube.store.etcd.locks import Election, Lock, Queue
-from fastkube.store.etcd.member import Member, Options
+from fastkube.store.etcd.member import Member, Options, Tls
 from fastkube.store.etcd.watch import Watch
 from fastkube.store.interface import StoreError
 
 GRPC_OVERHEAD_BYTES = 512 << 10
 STREAMS_MAX = 100_000  # of one connection
 GRACE_SECONDS = 1.0
+CERTIFICATES_MAX = 10_000  # whose organization is remembered
 
 log = logs.get("etcd")
-
-
-class ListenError(Exception):
-    """An address cannot be listened on, or a certificate cannot be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    cert: Path
-    key: Path
-    trusted_ca: Path | None = None  # who signs client certificates
-    client_cert_auth: bool = False  # a client without a certificate is refused
 
 
 class GrpcCaller:
@@ -65,6 +55,27 @@ class GrpcCaller:
     def common_name(self) -> str:
         names = self._context.auth_context().get("x509_common_name") or ()
         return next(iter(names), b"").decode(errors="replace")
+
+
+class Admission:
+    """Lets in who has a certificate of one organization: where others hold certificates of the same authority too."""
+
+    def __init__(self, organization: str) -> None:
+        self._organization = organization
+        self._known: dict[bytes, bool] = {}  # PEM ->
+
+    def admits(self, context: Any) -> bool:
+        pem = next(iter(context.auth_context().get("x509_pem_cert") or ()), b"")
+        known = self._known.get(pem)
+        if known is None:
+            if len(self._known) >= CERTIFICATES_MAX:
+                self._known.clear()
+            known = self._known[pem] = bool(pem) and self._organization in _organizations(pem)
+        return known
+
+
+def _organizations(pem: bytes) -> list[str | bytes]:
+    return [attribute.value for attribute in x509.load_pem_x509_certificate(pem).subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
 
 
 class EtcdServer:
@@ -88,9 +99,11 @@ class EtcdServer:
             "v3electionpb.Election": Election(queue),
         }
         self._server: Any = None
+        self._admission: Admission | None = None
 
     async def listen(self, urls: Sequence[str], tls: Tls | None) -> list[int]:
         """Serve on http://HOST:PORT and https://HOST:PORT (port 0: any) -> the ports. Raises ListenError."""
+        self._admission = Admission(tls.organization) if tls is not None and tls.organization else None
         limit = self.member.options.request_bytes_max + GRPC_OVERHEAD_BYTES
         self._server = grpc.aio.server(
             options=[
@@ -149,6 +162,8 @@ class EtcdServer:
 
         async def handle(request: Any, context: Any) -> Any:
             try:
+                if self._admission is not None and not self._admission.admits(context):
+                    raise errors.PERMISSION_DENIED
                 answer = await call(request, GrpcCaller(context))
             except (EtcdError, StoreError) as e:
                 await self._refuse(name, context, e)
@@ -161,6 +176,8 @@ class EtcdServer:
     def _streaming(self, name: str, call: Callable[..., Awaitable[None]], requests_stream: bool) -> Any:
         async def handle(request: Any, context: Any) -> None:
             try:
+                if self._admission is not None and not self._admission.admits(context):
+                    raise errors.PERMISSION_DENIED
                 await call(request if requests_stream else _once(request), context.write, GrpcCaller(context))
             except (EtcdError, StoreError) as e:
                 await self._refuse(name, context, e)
