@@ -23,6 +23,7 @@ from fastkube.client.rest import Client
 from fastkube.client.transport import BearerTransport, HttpTransport
 from fastkube.controllers.cache import TRANSFORMS, slim
 from fastkube.controllers.runtime import Context, Controller, Options
+from fastkube.controllers.serving import Endpoint, Status
 from fastkube.runtime import clock, entropy, logs
 from fastkube.runtime.tasks import Supervisor
 
@@ -124,12 +125,16 @@ async def run(config: Config, stop: asyncio.Event) -> None:
     read_files(config)
     transport = kubeconfig.transport(config.kubeconfig, user_agent=USER_AGENT)
     async with Client(transport) as client, Supervisor("controller-manager") as supervisor:
+        status = Status()
+        endpoint = await _serve(config, status, client)
         accounts = ServiceAccounts(config, client)
 
         async def work() -> None:
             try:
-                await run_controllers(names, client, accounts.client, config.options)
+                status.leading = True
+                await run_controllers(names, client, accounts.client, config.options, status)
             finally:
+                status.leading = False
                 await accounts.close()
 
         async def elected() -> None:
@@ -142,17 +147,32 @@ async def run(config: Config, stop: asyncio.Event) -> None:
 
         supervisor.start("main", elected if config.leader_elect else work)
         await stop.wait()
+        if endpoint is not None:
+            await endpoint.close()
 
 
-async def run_controllers(names: Sequence[str], client: Client, client_for: Callable[[str], Client], options: Options) -> None:
+async def _serve(config: Config, status: Status, client: Client) -> Endpoint | None:
+    if not config.secure_port:
+        return None
+    try:
+        endpoint = Endpoint(status, client, config.tls_cert_file, config.tls_private_key_file)
+        await endpoint.listen(config.bind_address, config.secure_port)
+    except (OSError, ValueError) as e:
+        raise ManagerError(f"cannot serve on {config.bind_address}:{config.secure_port}: {e}") from e
+    return endpoint
+
+
+async def run_controllers(names: Sequence[str], client: Client, client_for: Callable[[str], Client], options: Options, status: Status | None = None) -> None:
     """Run the named controllers until cancelled. `client` feeds the informers, `client_for(account)` is who a controller writes as."""
     async with Supervisor("controllers") as supervisor:
         informers = InformerFactory(client, transforms=TRANSFORMS, default=slim)
         context = Context(informers, client_for, options, supervisor)
-        for name in names:
-            controller = CONTROLLERS[name]()(context)
-            supervisor.start(name, controller.run)
+        controllers = [CONTROLLERS[name]()(context) for name in names]
+        for controller in controllers:
+            supervisor.start(controller.name, controller.run)
         informers.start(supervisor)
+        if status is not None:
+            status.controllers, status.informers = controllers, informers.informers
         log.info("controllers started", controllers=len(names))
         await asyncio.Event().wait()
 
