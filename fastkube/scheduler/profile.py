@@ -30,7 +30,7 @@ class Profile:
     strategy: str = "LeastAllocated"  # or MostAllocated, RequestedToCapacityRatio
     resources: tuple[tuple[str, int], ...] = (("cpu", 1), ("memory", 1))  # that the strategy looks at, with their weights
     shape: tuple[tuple[int, int], ...] = ()  # RequestedToCapacityRatio: (utilization, score 0..100), by utilization
-    hostname_spread_defaults: bool = True  # PodTopologySpread's system defaults
+    spread_defaults: bool = True  # PodTopologySpread's system defaults
 
     @property
     def plain_fit(self) -> bool:

@@ -21,8 +21,8 @@ async def run(config: Config, stop: asyncio.Event) -> None:
     async with kubeconfig.load(config.kubeconfig, user_agent="kube-scheduler") as client, Supervisor("scheduler") as supervisor:
 
         async def work() -> None:
-            log.info("scheduling", profiles=config.profiles)
-            await Scheduler(client, config.profiles).run()
+            log.info("scheduling", profiles=[p.scheduler_name for p in config.profiles])
+            await Scheduler(client, config.profiles, config.backoff_seconds, config.backoff_seconds_max).run()
 
         async def elected() -> None:
             elector = LeaderElector(

@@ -90,6 +90,7 @@ class Snapshot:
         self.pods: dict[str, tuple[PodInfo, str]] = {}  # pod key -> (pod, node name it counts on)
         self.by_node: dict[str, set[str]] = {}  # also for nodes not (yet) known
         self.ports: list[Counter[tuple[str, str, int]]] = []
+        self.priorities: Counter[int] = Counter()  # of the pods that count somewhere
         self.nominated: dict[str, tuple[PodInfo, str]] = {}  # pod key -> (pod, node name that victims are leaving)
         self.resources: dict[str, int] = {name: i for i, name in enumerate(BASE_RESOURCES)}
         self._reserved: dict[str, tuple[int, list[int]]] = {}  # what the columns hold for nominated pods: pod key -> (row, vector)
@@ -194,6 +195,7 @@ class Snapshot:
             self.remove_pod(pod.key)
         self.pods[pod.key] = (pod, node)
         self.class_of(pod).pods += 1
+        self.priorities[pod.priority] += 1
         self.by_node.setdefault(node, set()).add(pod.key)
         row = self.rows.get(node)
         if row is not None:
@@ -213,8 +215,20 @@ class Snapshot:
         if row is not None:
             self._count(pod, row, -1)
         self.class_of(pod).pods -= 1
+        self.priorities[pod.priority] -= 1
+        if not self.priorities[pod.priority]:
+            del self.priorities[pod.priority]
         self.population.forget_class(pod.label_key, not pod.deleting)
         return True
+
+    def recount(self, pod: PodInfo, row: int, sign: int) -> None:
+        """As if `pod` left `row` (-1) or came back (1): for questions of what would be."""
+        self._count(pod, row, sign)
+
+    def forget(self, pod: PodInfo) -> None:
+        """A pod that was decided on is of no concern any more: nothing of it is kept."""
+        self.nominate(pod, "")
+        self.population.forget_class(pod.label_key, not pod.deleting)
 
     def _count(self, pod: PodInfo, row: int, sign: int) -> None:
         t = pod.template
@@ -304,14 +318,14 @@ class Snapshot:
 
     # decisions
 
-    def plans(self, pod: PodInfo, cls: PodClass) -> tuple[podtopologyspread.Plan | None, interpodaffinity.Plan | None]:
+    def plans(self, pod: PodInfo, cls: PodClass, spread_defaults: bool = True) -> tuple[podtopologyspread.Plan | None, interpodaffinity.Plan | None]:
         """What spread and affinity mean for pods like this one; cached with its class for as long as it is true."""
         self.population.refresh(cls)
-        key = (pod.relations and pod.relations.signature, pod.owner, pod.template.locality, self.workloads.generation)
+        key = (pod.relations and pod.relations.signature, pod.owner, pod.template.locality, self.workloads.generation, spread_defaults)
         found = cls.plans.get(key)
         if found is None:
             default = None
-            if pod.relations is None or not pod.relations.spread:
+            if spread_defaults and (pod.relations is None or not pod.relations.spread):
                 default = self.workloads.selector(cls, pod.owner or ("", ""))
             before = self.population.generation
             found = (
@@ -335,7 +349,7 @@ class Snapshot:
             self.columns.fit(self.vector(template.requests), codes, first, last, reasons.FIT)
         if template.claims is not None:
             self.volumes.filter(pod, self.nodes, codes, first, last, on)
-        spread, affinity = self.plans(pod, self.class_of(pod))
+        spread, affinity = self.plans(pod, self.class_of(pod), profile.spread_defaults)
         if spread is not None and "PodTopologySpread" in on:
             podtopologyspread.filter(spread, codes, first, last)
         if affinity is not None and "InterPodAffinity" in on:
@@ -420,7 +434,7 @@ class Snapshot:
         if (weight := weights.get("ImageLocality")) and (images := self._image_scores(static)) is not None:
             columns.score_plain(images, weight)
         self._score_resources(template, profile)
-        spread, affinity = self.plans(pod, self.class_of(pod))
+        spread, affinity = self.plans(pod, self.class_of(pod), profile.spread_defaults)
         if spread is not None and (weight := weights.get("PodTopologySpread")):
             podtopologyspread.score(spread, columns, weight)
         if affinity is not None and (weight := weights.get("InterPodAffinity")):
@@ -481,5 +495,6 @@ class Snapshot:
             assert self.ports[row] == ports, name
         known = [(self.class_of(p), p.relations, self.rows[node]) for p, node in self.pods.values() if node in self.rows]
         self.population.check(known)
+        assert self.priorities == Counter(p.priority for p, _ in self.pods.values())
         assert sum(c.pods for c in self.population.classes.values()) == len(self.pods)
         self.volumes.check([(p, self.rows[node]) for p, node in self.pods.values() if node in self.rows])

@@ -30,12 +30,16 @@ def test_a_refused_pod_waits_for_an_event_that_helps():
     queue = SchedulingQueue()
     queue.add(pod("a"), 0)
     waiting = queue.pop(0)
-    queue.failed(waiting, frozenset({"Insufficient cpu"}), 0)
-    assert queue.pop(5) is None
-    assert queue.moved(5, frozenset({"Too many pods"})) == 0
-    assert queue.moved(5, frozenset({"Insufficient cpu"})) == 1
-    assert queue.pop(5) is None  # still backing off
-    assert queue.pop(6.1) is waiting
+    queue.failed(waiting, frozenset({"NodeResourcesFit"}), 0)
+    assert queue.pop(0.5) is None
+    assert queue.moved(0.5, {"NodePorts"}) == 0
+    assert queue.moved(0.5, {"NodeResourcesFit"}, lambda pod: False) == 0
+    assert queue.moved(0.5, {"NodeResourcesFit"}) == 1
+    assert queue.pop(0.9) is None  # still backing off
+    assert queue.pop(1.0) is waiting
+    queue.failed(waiting, frozenset({"NodeResourcesFit"}), 1)
+    assert queue.moved(5, {"NodeResourcesFit"}) == 1  # the backoff of two seconds is over
+    assert queue.pop(5) is waiting
 
 
 def test_an_event_during_the_decision_is_not_missed():
@@ -43,7 +47,7 @@ def test_an_event_during_the_decision_is_not_missed():
     queue.add(pod("a"), 0)
     waiting = queue.pop(0)
     queue.moved(0, None)
-    queue.failed(waiting, frozenset({"Insufficient cpu"}), 0)
+    queue.failed(waiting, frozenset({"NodeResourcesFit"}), 0)
     assert queue.next_due() == 1.0
     assert queue.pop(1.0) is waiting
 
