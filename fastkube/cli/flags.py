@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -31,6 +32,14 @@ def serve(component: str, run: Callable[[asyncio.Event], Awaitable[None]], error
         uvloop.run(main())
     except errors as error:
         fail(str(error))
+
+
+def address(text: str) -> str:
+    """An IP address as a flag's value; exit 2 names the flag when it is none."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise typer.BadParameter(f'"{text}" is no IP address') from error
 
 
 def fail(message: str) -> None:
