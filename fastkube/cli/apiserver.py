@@ -12,7 +12,8 @@ import typer
 from fastkube.cli.etcd_face import etcd_face, tls_of, urls_of
 from fastkube.cli.flags import fail, serve
 from fastkube.runtime.pki import Pair
-from fastkube.server.config import Config, StartError
+from fastkube.server.audit import Config as AuditConfig
+from fastkube.server.config import ISSUER_DEFAULT, Config, StartError
 from fastkube.server.run import open_server
 from fastkube.store.etcd.errors import ListenError
 from fastkube.store.interface import StoreError
@@ -62,6 +63,13 @@ def command(
     disable_admission_plugins: Annotated[str, typer.Option(help="default admission plugins to leave out")] = "",
     etcd_listen_client_urls: Annotated[str, typer.Option(help="serve etcd's API of the live store on these URLs, to clients of system:masters")] = "",
     event_ttl: Annotated[str, typer.Option(help="how long events are kept")] = "1h0m0s",
+    audit_policy_file: Annotated[Path | None, typer.Option(help="audit.k8s.io/v1 Policy: what is recorded")] = None,
+    audit_log_path: Annotated[str, typer.Option(help="file for audit events, as JSON lines; - is standard output")] = "",
+    audit_log_maxsize: Annotated[int, typer.Option(min=0, help="megabytes of that file before it is rotated [0: 100]")] = 0,
+    audit_log_maxbackup: Annotated[int, typer.Option(min=0, help="rotated files kept; 0: all")] = 0,
+    audit_log_maxage: Annotated[int, typer.Option(min=0, help="days for which rotated files are kept; 0: for good")] = 0,
+    audit_webhook_config_file: Annotated[Path | None, typer.Option(help="kubeconfig file of the server that audit events are sent to")] = None,
+    audit_webhook_batch_max_wait: Annotated[str, typer.Option(help="how long a batch of events is gathered")] = "30s",
     unsafe_no_fsync: Annotated[bool, typer.Option(help="do not wait for the disk: a crash of the machine may lose writes")] = False,
 ) -> None:
     """Run the API server with its store until SIGINT or SIGTERM."""
@@ -73,13 +81,17 @@ def command(
         anonymous_auth=anonymous_auth, enable_bootstrap_token_auth=enable_bootstrap_token_auth, authorization_mode=_list(authorization_mode),
         service_cluster_ip_range=service_cluster_ip_range, service_node_port_range=service_node_port_range, service_account_key_files=service_account_key_file or (),
         service_account_signing_key_file=service_account_signing_key_file,
-        service_account_issuers=service_account_issuer or Config.__dataclass_fields__["service_account_issuers"].default,
+        service_account_issuers=service_account_issuer or (ISSUER_DEFAULT,),
         service_account_jwks_uri=service_account_jwks_uri, api_audiences=_list(api_audiences),
         kubelet_client=_pair(kubelet_client_certificate, kubelet_client_key, "kubelet client"), kubelet_certificate_authority=kubelet_certificate_authority,
         kubelet_preferred_address_types=_list(kubelet_preferred_address_types), kubelet_timeout_seconds=_seconds(kubelet_timeout),
         requestheader_client_ca_file=requestheader_client_ca_file, requestheader_allowed_names=_list(requestheader_allowed_names),
         proxy_client=_pair(proxy_client_cert_file, proxy_client_key_file, "proxy client"), enable_admission_plugins=_list(enable_admission_plugins),
         disable_admission_plugins=_list(disable_admission_plugins), event_ttl_seconds=int(_seconds(event_ttl)), fsync=not unsafe_no_fsync,
+        audit=AuditConfig(
+            audit_policy_file, audit_log_path, audit_log_maxsize, audit_log_maxbackup, audit_log_maxage, audit_webhook_config_file,
+            _seconds(audit_webhook_batch_max_wait),
+        ),
     )  # fmt: skip
 
     async def main(stop: asyncio.Event) -> None:

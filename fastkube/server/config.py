@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastkube.runtime.pki import Pair
+from fastkube.server import audit
 from fastkube.server.allocators import SERVICE_CIDR_DEFAULT
+
+
+ISSUER_DEFAULT = "https://kubernetes.default.svc.cluster.local"
 
 
 class StartError(Exception):
@@ -31,7 +35,7 @@ class Config:
     service_node_port_range: str = "30000-32767"  # --service-node-port-range
     service_account_key_files: Sequence[Path] = ()  # --service-account-key-file
     service_account_signing_key_file: Path | None = None  # --service-account-signing-key-file
-    service_account_issuers: Sequence[str] = ("https://kubernetes.default.svc.cluster.local",)  # --service-account-issuer
+    service_account_issuers: Sequence[str] = (ISSUER_DEFAULT,)  # --service-account-issuer
     service_account_jwks_uri: str = ""  # --service-account-jwks-uri
     api_audiences: Sequence[str] = ()  # --api-audiences
     kubelet_client: Pair | None = None  # --kubelet-client-certificate, --kubelet-client-key
@@ -45,4 +49,5 @@ class Config:
     disable_admission_plugins: Sequence[str] = ()  # --disable-admission-plugins
     fsync: bool = True  # --unsafe-no-fsync turns it off
     event_ttl_seconds: int = 3600  # --event-ttl
+    audit: audit.Config = field(default_factory=audit.Config)  # --audit-*
     shutdown_grace_seconds: float = 5.0  # in-flight requests at the end
