@@ -62,6 +62,10 @@ CONTROLLERS: dict[str, Callable[[], type[Controller]]] = {
     "certificatesigningrequest-approving-controller": _load("certificates", "Approver"),
     "certificatesigningrequest-signing-controller": _load("certificates", "SigningController"),
     "certificatesigningrequest-cleaner-controller": _load("certificates", "Cleaner"),
+    "persistentvolume-binder-controller": _load("persistentvolume", "Binder"),
+    "persistentvolumeclaim-protection-controller": _load("persistentvolume", "ClaimProtection"),
+    "persistentvolume-protection-controller": _load("persistentvolume", "VolumeProtection"),
+    "ephemeral-volume-controller": _load("persistentvolume", "EphemeralVolumes"),
     "ttl-after-finished-controller": _load("housekeeping", "TTLAfterFinished"),
     "garbage-collector-controller": _load("garbagecollector", "GarbageCollector"),  # last: it shares the informers of those before
 }
