@@ -35,9 +35,8 @@ def affinity_refusal(pod: PodInfo, node, nodes: Nodes, placed: Placed, namespace
         anywhere = any(key in labels_of(nodes[n]) for _, n in matching for _, key in terms)
         if any(key not in here for _, key in terms):
             return reasons.POD_AFFINITY
-        if not all(any(same(key, n) for _, n in matching) for _, key in terms):
-            if anywhere or not all(takes(t, pod, namespaces) for t, _ in terms):
-                return reasons.POD_AFFINITY
+        if not all(any(same(key, n) for _, n in matching) for _, key in terms) and (anywhere or not all(takes(t, pod, namespaces) for t, _ in terms)):
+            return reasons.POD_AFFINITY
     if relations and any(takes(t, p, namespaces) and same(key, n) for t, key in relations.anti_affinity for p, n in placed):
         return reasons.POD_ANTI_AFFINITY
     if any(takes(t, pod, namespaces) and same(key, n) for p, n in placed if p.relations for t, key in p.relations.anti_affinity):
