@@ -29,7 +29,7 @@ class BadTarget(ValueError):
 class Request:
     """One request, whole. `headers` has lower-case names, repeated ones joined by a comma; it is shared and must not be changed."""
 
-    __slots__ = ("_pairs", "audit_id", "body", "headers", "info", "method", "path", "peer", "raw_query", "remote", "target", "user", "version")
+    __slots__ = ("_pairs", "audit", "body", "flow", "headers", "info", "method", "path", "peer", "raw_query", "remote", "target", "user", "version")
 
     def __init__(
         self, method: str, target: str, headers: dict[str, str], body: bytes = b"", *, peer: Any = None, remote: tuple[str, int] = ("", 0), version: str = "1.1"
@@ -43,7 +43,8 @@ class Request:
         self.version = version
         self.user: Any = None
         self.info: Any = None
-        self.audit_id = ""
+        self.audit: Any = None  # the handler's own notes on the request
+        self.flow: Any = None
         self._pairs: list[tuple[str, str]] | None = None
         path, _, self.raw_query = target.partition("?")
         if "%" in path:

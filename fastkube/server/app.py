@@ -22,7 +22,7 @@ from fastkube.http.server import Server
 from fastkube.http.tls import server_context
 from fastkube.runtime import clock, logs
 from fastkube.runtime.tasks import Supervisor
-from fastkube.server import admission, allocators, authn, authz, bootstrap
+from fastkube.server import admission, allocators, audit, authn, authz, bootstrap
 from fastkube.server.authn.reviews import Reviews as Identities
 from fastkube.server.authz.reviews import Reviews as Permissions
 from fastkube.server.config import Config, StartError
@@ -173,6 +173,10 @@ class ApiServer:
         for resource in self.served.all():
             if not resource.custom and (text := self.endpoint(resource).rules.deprecated):
                 self._pipeline.deprecations[resource] = render_headers(write.warning_headers([text]))
+        try:
+            self._pipeline.auditor = audit.build(config.audit, self.metrics)
+        except (ValueError, OSError) as e:
+            raise StartError(str(e)) from e
         self._add_paths()
         self.health.checks["etcd"] = lambda: ""
         self.health.ready_only["poststarthook/bootstrap"] = lambda: "" if self._ready else "not finished"
@@ -237,6 +241,8 @@ class ApiServer:
         if self._http is not None:
             await self._http.close(self.config.shutdown_grace_seconds)
         await self.supervisor.close()
+        if self._pipeline is not None and self._pipeline.auditor is not None:
+            await self._pipeline.auditor.close()
         if self.admission is not None:
             await self.admission.close()
         await self.store.close()

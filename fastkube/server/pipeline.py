@@ -20,6 +20,7 @@ from fastkube.http import compress
 from fastkube.http.message import Answer, BadTarget, Request, Response, Upgrade
 from fastkube.runtime import clock, entropy, logs
 from fastkube.server import authz, routing
+from fastkube.server.audit import Auditor
 from fastkube.server.authn import impersonation
 from fastkube.server.handlers.negotiation import JSON, PLAIN, error_form, render
 from fastkube.server.metrics import Metrics
@@ -54,6 +55,7 @@ class Pipeline:
         self._inflight_max = inflight_max
         self._audit_prefix = entropy.uid()[:24].encode()
         self._audit_count = entropy.generator().getrandbits(40)
+        self.auditor: Auditor | None = None
 
     def __call__(self, request: Request) -> Answer | Awaitable[Answer]:
         started = clock.monotonic()
@@ -69,11 +71,19 @@ class Pipeline:
         info = request.info = routing.parse(request, self._served)
         if request.user is None:
             user = self._authenticator.authenticate(request)
+            if self.auditor is not None:
+                request.audit = self.auditor.received(request, user, self._audit_id(request))
             headers = request.headers
             if "impersonate-user" in headers or "impersonate-group" in headers or "impersonate-uid" in headers:
                 user = impersonation.apply(headers, user, self._authorizer)
+                if request.audit is not None:
+                    request.audit.impersonated = user
             request.user = user
+        elif self.auditor is not None:
+            request.audit = self.auditor.received(request, request.user, self._audit_id(request))
         decision = self._authorizer.authorize(request.user, info)
+        if request.audit is not None:
+            request.audit.decision = decision
         if not decision.allowed:
             raise authz.forbidden(request.user, info, decision.reason)
         if self._inflight >= self._inflight_max and info.is_resource and authz.MASTERS not in request.user.groups:
@@ -91,14 +101,24 @@ class Pipeline:
             self._inflight -= 1
         return self._done(request, answer, started)
 
+    def _audit_id(self, request: Request) -> bytes:
+        """The client's own, or a new one."""
+        given = request.headers.get("audit-id")
+        if given is not None:
+            return _printable(given[:64])
+        self._audit_count += 1
+        return b"%b%012x" % (self._audit_prefix, self._audit_count & 0xFFFFFFFFFFFF)
+
+    def _audited(self, auditor: Auditor, request: Request, answer: Answer) -> Answer:
+        if request.user is None and request.audit is None and request.info is not None:  # nobody was authenticated
+            request.audit = auditor.received(request, None, self._audit_id(request))
+        return answer if request.audit is None else auditor.answered(request.audit, answer)
+
     def _done(self, request: Request, answer: Answer, started: float) -> Answer:
+        if self.auditor is not None:
+            answer = self._audited(self.auditor, request, answer)
         if isinstance(answer, Response):
-            given = request.headers.get("audit-id")
-            if given is None:
-                self._audit_count += 1
-                audit = b"Audit-Id: %b%012x\r\n" % (self._audit_prefix, self._audit_count & 0xFFFFFFFFFFFF)
-            else:
-                audit = b"Audit-Id: %b\r\n" % _printable(given[:64])
+            audit = b"Audit-Id: %b\r\n" % (self._audit_id(request) if request.audit is None else request.audit.id)
             if not answer.headers or not any(name == "Cache-Control" for name, _ in answer.headers):
                 audit += b"Cache-Control: no-cache, private\r\n"
             info = request.info
@@ -141,6 +161,8 @@ class Pipeline:
         if isinstance(error, BadTarget):
             return self.status(request, errors.bad_request(str(error)))
         incident = entropy.uid()
+        if request is not None and request.audit is not None:
+            request.audit.panicked = True
         log.error("a request failed", incident=incident, method=request.method if request else "", path=request.path if request else "", exc_info=error)
         return self.status(request, errors.internal(f"the request could not be carried out; the server's log has it as incident {incident}"))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastkube.api import resources
 from fastkube.api.resources import Resource
 from fastkube.runtime.tasks import Supervisor
+from fastkube.server import audit
 from fastkube.server.admission import nodes, pods, security, storage, webhooks
 from fastkube.server.admission.certificates import CertificateApproval, CertificateSigning, CertificateSubjectRestriction
 from fastkube.server.admission.limits import LimitRanger
@@ -44,6 +45,8 @@ class Chain:
             answer = step(attributes)
             if answer is not None:
                 await answer
+        if attributes.annotations:
+            audit.annotate(attributes.annotations)
 
     async def validate(self, attributes: AdmissionAttributes) -> None:
         """The validating phase. ApiError."""
@@ -51,6 +54,8 @@ class Chain:
             answer = step(attributes)
             if answer is not None:
                 await answer
+        if attributes.annotations:
+            audit.annotate(attributes.annotations)
 
     def start(self, supervisor: Supervisor) -> None:
         """Start the tasks that plugins need (what they tell of later: a quota's status)."""
