@@ -84,7 +84,7 @@ def apply(
 
 def _check(applied: Object, api_version: str, schema: Node | None) -> None:
     if applied.get("apiVersion") != api_version:
-        message = f"Incorrect version specified in apply patch. Specified patch version: {applied.get('apiVersion')}, expected: {api_version}"
+        message = f"Incorrect version specified in apply patch. Specified patch version: {applied.get('apiVersion') or ''}, expected: {api_version}"
         raise ApiError(400, "BadRequest", message)
     meta = applied.get("metadata")
     if isinstance(meta, dict) and meta.get("managedFields") is not None:

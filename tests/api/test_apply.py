@@ -161,6 +161,7 @@ def test_status_apply_owns_status_only():
     "change, message",
     [
         ({"apiVersion": "apps/v2"}, "Incorrect version"),
+        ({"apiVersion": None}, "Specified patch version: , expected: apps/v1"),
         ({"metadata": {"name": "d", "managedFields": []}}, "metadata.managedFields must be nil"),
         ({"spec": {"nope": 1}}, ".spec.nope: field not declared in schema"),
         ({"spec": {"template": {"spec": {"containers": [{"name": "c"}, {"name": "c"}]}}}}, 'duplicate entries for key [name="c"]'),
