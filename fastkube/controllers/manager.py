@@ -51,6 +51,7 @@ CONTROLLERS: dict[str, Callable[[], type[Controller]]] = {
     "disruption-controller": _load("disruption", "DisruptionController"),
     "endpoints-controller": _load("endpoints", "EndpointsController"),
     "endpointslice-controller": _load("endpointslice", "EndpointSliceController"),
+    "endpointslice-mirroring-controller": _load("endpointslicemirroring", "EndpointSliceMirroring"),
     "namespace-controller": _load("namespace", "NamespaceController"),
     "serviceaccount-controller": _load("accounts", "ServiceAccountController"),
     "root-ca-certificate-publisher-controller": _load("accounts", "RootCAPublisher"),

@@ -201,3 +201,27 @@ async def test_changes_of_the_service(w: World) -> None:
     await w.until(moved)
     await w.client.patch(SERVICES, "web", {"spec": {"selector": {"app": "none"}}}, "default")
     await has_ready(w, 0)
+
+
+async def test_endpoints_written_by_hand_are_mirrored() -> None:
+    async with world() as w:
+        await w.start("endpointslice-mirroring-controller", "garbage-collector-controller")
+        await w.client.create(SERVICES, service(selector=None))
+        subset = {"addresses": [{"ip": "192.0.2.1"}, {"ip": "192.0.2.2"}], "notReadyAddresses": [{"ip": "192.0.2.3"}], "ports": [{"name": "http", "port": 80}]}
+        manual = {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "web", "namespace": "default", "labels": {"by": "hand"}}, "subsets": [subset]}
+        await w.client.create(ENDPOINTS, manual)
+        await has_ready(w, 2)
+        (one,) = await slices(w)
+        assert one["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] == "endpointslicemirroring-controller.k8s.io"
+        assert one["metadata"]["labels"]["by"] == "hand" and one["metadata"]["ownerReferences"][0]["kind"] == "Endpoints"
+        assert sorted(e["addresses"][0] for e in one["endpoints"]) == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+        assert not await w.rest()
+        await w.client.patch(ENDPOINTS, "web", {"subsets": [{**subset, "addresses": [{"ip": "192.0.2.1"}]}]}, "default")
+        await has_ready(w, 1)
+        await w.client.patch(SERVICES, "web", {"spec": {"selector": {"app": "web"}}}, "default")  # now they are the endpointslice controller's
+
+        async def none() -> bool:
+            return not await slices(w)
+
+        await w.until(none)
+        assert not await w.rest()
