@@ -17,7 +17,6 @@ from fastkube.cli.flags import fail, serve
 from fastkube.runtime.tasks import Supervisor
 from fastkube.store.embedded import EmbeddedStore
 from fastkube.store.etcd.errors import ListenError
-from fastkube.store.etcd.http import HttpSide
 from fastkube.store.etcd.member import QUOTA_BYTES_DEFAULT, Options, Tls
 from fastkube.store.etcd.server import EtcdServer, auto_compact
 from fastkube.store.interface import StoreError
@@ -109,11 +108,9 @@ def command(
         async with contextlib.AsyncExitStack() as stack, Supervisor("etcd") as supervisor:
             stack.push_async_callback(store.close)
             server = EtcdServer(store, options, directory / DATA_DIR_STATE)
-            http = HttpSide(server)
             stack.push_async_callback(server.close)
-            stack.push_async_callback(http.close)
             await server.listen(_urls(listen_client_urls), tls)
-            await http.listen(_urls(listen_client_http_urls) + _urls(listen_metrics_urls), tls)
+            await server.listen(_urls(listen_client_http_urls) + _urls(listen_metrics_urls), tls, pages_only=True)
             if kept_revisions:
                 supervisor.start("auto-compaction", lambda: auto_compact(store, kept_revisions, AUTO_COMPACTION_SECONDS))
             await stop.wait()

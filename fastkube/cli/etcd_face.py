@@ -40,7 +40,7 @@ async def etcd_face(store: Store, urls: Sequence[str], tls: Tls | None, data_dir
             raise ListenError(f"--etcd-listen-client-urls {url}: https only, with client certificates")
     if not isinstance(store, EmbeddedStore):
         raise ListenError("--etcd-listen-client-urls: this store is an etcd cluster itself")
-    from fastkube.store.etcd.server import EtcdServer  # (grpc takes 0.1 s to import, and most clusters go without)
+    from fastkube.store.etcd.server import EtcdServer  # (its messages take time to build, and most clusters go without)
 
     server = EtcdServer(store, Options(name="fastkube", client_urls=urls, quota_bytes=0), None if data_dir is None else data_dir / STATE)
     try:

@@ -1,30 +1,22 @@
-"""etcd's HTTP side: /health, /livez, /readyz, /version, /metrics. HTTP/1.1, one request a connection; answers are small."""
+"""etcd's HTTP side: /health, /livez, /readyz, /version, /metrics."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import ssl
-from collections.abc import Callable, Sequence
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from fastkube.store.etcd.errors import ListenError
-from fastkube.store.etcd.member import CLUSTER_VERSION, NOSPACE, VERSION, Tls
-from fastkube.store.etcd.server import EtcdServer
+from fastkube.store.etcd.member import CLUSTER_VERSION, NOSPACE, VERSION
 
-REQUEST_BYTES_MAX = 16 << 10
-REQUEST_SECONDS_MAX = 5.0
-CONNECTIONS_MAX = 256
+if TYPE_CHECKING:
+    from fastkube.store.etcd.server import EtcdServer
 
 Answer = tuple[int, str, str]  # status, content type, body
 
 
-class HttpSide:
+class Pages:
     def __init__(self, server: EtcdServer) -> None:
         self._server = server
-        self._listeners: list[asyncio.Server] = []
-        self._open = 0
         self._paths: dict[str, Callable[[], Answer]] = {
             "/health": self._health,
             "/livez": lambda: (200, "text/plain", "ok\n"),
@@ -33,46 +25,7 @@ class HttpSide:
             "/metrics": lambda: (200, "text/plain; version=0.0.4; charset=utf-8", metrics(self._server)),
         }
 
-    async def listen(self, urls: Sequence[str], tls: Tls | None) -> list[int]:
-        """-> the ports. Raises ListenError."""
-        ports = []
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or parts.port is None or (parts.scheme == "https" and tls is None):
-                raise ListenError(f"{url} is no URL to listen on, or there is no certificate for it")
-            try:
-                context = _context(tls) if parts.scheme == "https" and tls is not None else None
-                listener = await asyncio.start_server(self._serve, parts.hostname, parts.port, ssl=context, limit=REQUEST_BYTES_MAX)
-            except (OSError, ssl.SSLError) as e:
-                raise ListenError(f"cannot listen on {url}: {e}") from e
-            self._listeners.append(listener)
-            ports.append(listener.sockets[0].getsockname()[1])
-        return ports
-
-    async def close(self) -> None:
-        for listener in self._listeners:
-            listener.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
-        try:
-            if self._open <= CONNECTIONS_MAX:
-                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_SECONDS_MAX)
-                method, target, *_ = [*head.split(b"\r\n", 1)[0].decode("latin-1").split(" "), "", ""]
-                status, kind, body = self._answer(method, target)
-                data = body.encode()
-                text = f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
-                writer.write(text.encode() + (b"" if method == "HEAD" else data))
-                await asyncio.wait_for(writer.drain(), REQUEST_SECONDS_MAX)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            self._open -= 1
-            writer.close()
-            with contextlib.suppress(OSError, ssl.SSLError):
-                await writer.wait_closed()
-
-    def _answer(self, method: str, target: str) -> Answer:
+    def answer(self, method: str, target: str) -> Answer:
         answer = self._paths.get(target.partition("?")[0])
         if answer is None:
             return 404, "text/plain", "404 page not found\n"
@@ -87,14 +40,6 @@ class HttpSide:
         if any(alarm == NOSPACE for _, alarm in member.state.alarms):
             return 503, "application/json", json.dumps({"health": "false", "reason": "ALARM NOSPACE"})
         return 200, "application/json", json.dumps({"health": "true", "reason": ""})
-
-
-def _context(tls: Tls) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.trusted_ca)
-    context.load_cert_chain(tls.cert, tls.key)
-    if tls.client_cert_auth:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def metrics(server: EtcdServer) -> str:
