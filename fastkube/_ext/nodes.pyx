@@ -21,6 +21,35 @@ cdef enum:
     SCORE_MAX = 100
 
 
+cdef class Room:
+    """What the columns say to one kind of request, per row: whether there is no room, and the resource scores. `NodeColumns.renew` keeps it true."""
+
+    cdef int capacity
+    cdef uint8_t* refused
+    cdef int32_t* score
+    cdef public Py_ssize_t seen    # the owner's mark: how far it has followed the changes
+    cdef public int epoch
+
+    def __cinit__(self):
+        self.epoch = -1
+
+    def __dealloc__(self):
+        free(self.refused)
+        free(self.score)
+
+    cdef int _ensure(self, int rows) except -1:
+        if rows > self.capacity:
+            free(self.refused)
+            free(self.score)
+            self.refused = <uint8_t*>calloc(rows, 1)
+            self.score = <int32_t*>calloc(rows, sizeof(int32_t))
+            if self.refused == NULL or self.score == NULL:
+                raise MemoryError()
+            self.capacity = rows
+            return 1
+        return 0
+
+
 cdef class NodeColumns:
     """Columns over `capacity` rows; grows by doubling. All numbers are int64."""
 
@@ -202,6 +231,43 @@ cdef class NodeColumns:
             for row in range(first, last):
                 if not codes[row] and not self._fits(row, asked, count):
                     codes[row] = code
+
+    def renew(self, Room room, changed, list request, int64_t cpu, int64_t memory, int64_t least, int64_t balanced):
+        """`room` becomes true again for the rows `changed` (None: for all), with NodeResourcesFit and BalancedAllocation weighted so."""
+        cdef int64_t asked[RESOURCES_MAX]
+        cdef int count = len(request), row, r
+        for r in range(count):
+            asked[r] = request[r]
+        if count < 2:
+            asked[1] = 0
+        if room._ensure(self.capacity):
+            changed = None
+        if changed is None:
+            with nogil:
+                for row in range(self.capacity):
+                    self._renew(room, row, asked, count, cpu, memory, least, balanced)
+        else:
+            for row in changed:
+                self._renew(room, row, asked, count, cpu, memory, least, balanced)
+
+    cdef inline void _renew(self, Room room, int row, const int64_t* asked, int count, int64_t cpu, int64_t memory, int64_t least, int64_t balanced) noexcept nogil:
+        room.refused[row] = not self._fits(row, asked, count)
+        room.score[row] = <int32_t>((least * self._least_allocated(row, cpu, memory) if least else 0) + (balanced * self._balanced(row, asked) if balanced else 0))
+
+    def fit_room(self, Room room, uint8_t[::1] codes, int first, int last, int code):
+        """As `fit`, from what is known."""
+        cdef int row
+        with nogil:
+            for row in range(first, last):
+                if not codes[row] and room.refused[row]:
+                    codes[row] = code
+
+    def score_room(self, Room room):
+        """The resource scores, from what is known."""
+        cdef int i
+        with nogil:
+            for i in range(self.candidates):
+                self.total[i] += room.score[self.rows[i]]
 
     def shortfall(self, list request, const uint8_t[::1] codes, int code):
         """Of the rows refused with `code`: (too many pods, [too little of resource r ...], short of more than they have at all), each a number of rows."""

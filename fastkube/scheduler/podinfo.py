@@ -37,6 +37,7 @@ class PodTemplate:
     containers: int  # init containers too
     claims: tuple[str, ...] | None  # None: no volume that the scheduler looks at
     volumes: list[dict[str, Any]]  # those volumes
+    asks: tuple[Any, ...]  # equal where requests are
     locality: bytes  # equal where node-local filters and scores (all but room, ports and volumes) are
 
 
@@ -176,9 +177,11 @@ def parse_template(name: str, spec: dict[str, Any], signature: bytes, terms: lis
     claims = [v["persistentVolumeClaim"].get("claimName", "") if "persistentVolumeClaim" in v else f"{name}-{v.get('name', '')}"
               for v in volumes if "persistentVolumeClaim" in v or "ephemeral" in v]  # fmt: skip
     containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
+    requests = pod_requests(spec)
     return PodTemplate(
         signature=signature,
-        requests=pod_requests(spec),
+        requests=requests,
+        asks=(tuple(sorted(requests.items())), scoring.get("cpu", 0), scoring.get("memory", 0)),
         scoring_cpu=scoring.get("cpu", 0),
         scoring_memory=scoring.get("memory", 0),
         host_ports=_host_ports(spec),

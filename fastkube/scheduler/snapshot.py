@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastkube._ext.nodes import NodeColumns
+from fastkube._ext.nodes import NodeColumns, Room
 from fastkube.api import quantity
 from fastkube.scheduler import filters
 from fastkube.scheduler.plugins import interpodaffinity, podtopologyspread, reasons
@@ -23,6 +23,8 @@ from fastkube.scheduler.profile import DEFAULT, Profile
 
 BASE_RESOURCES = ("cpu", "memory", "ephemeral-storage")
 TEMPLATES_MAX = 512
+ROOMS_MAX = 64  # kinds of requests whose fit and scores are kept for all rows
+CHANGES_MAX = 65536  # rows noted as changed before all that is kept is made anew
 NOT_HELPFUL = "Preemption is not helpful for scheduling"
 NO_VICTIMS = "No preemption victims found for incoming pod"
 NO_CLAIMS = "no new claims to deallocate"
@@ -39,6 +41,7 @@ class StaticResult:
     codes: Codes
     soft: Any  # array of int64: PreferNoSchedule taints not tolerated
     preferred: Any  # weights of preferred terms that match
+    softs: int = 0  # rows with taints that are not tolerated
     images: Any = None
     images_generation: int = -1
 
@@ -99,6 +102,9 @@ class Snapshot:
         self._images_generation = 0
         self._free: list[int] = []
         self._static: dict[bytes, StaticResult] = {}
+        self._changes: list[int] = []  # rows, in the order they changed
+        self._epoch = 0  # of `_changes`
+        self._rooms: dict[Any, Room] = {}
 
     # nodes
 
@@ -122,7 +128,7 @@ class Snapshot:
             self.names[row] = name
         self._set_images(row, self.nodes[row], node)
         self.nodes[row] = node
-        self.versions[row] += 1
+        self._touch(row)
         allocatable = (node.get("status") or {}).get("allocatable") or {}
         amounts = self.vector({k: quantity.milli(v) if k == "cpu" else quantity.value(v) for k, v in allocatable.items() if k != "pods"})
         self.columns.ensure(len(self.names), len(self.resources))
@@ -146,10 +152,40 @@ class Snapshot:
         self._set_images(row, self.nodes[row], None)
         self.population.set_node(row, None)
         self.names[row], self.nodes[row] = "", None
-        self.versions[row] += 1
+        self._touch(row)
         self._free.append(row)
         for static in self._static.values():
             static.codes[row] = reasons.NO_NODE
+            static.softs -= bool(static.soft[row])
+            static.soft[row] = 0
+
+    def _touch(self, row: int) -> None:
+        self.versions[row] += 1
+        self._changes.append(row)
+        if len(self._changes) > CHANGES_MAX:
+            self._changes.clear()
+            self._epoch += 1
+
+    def _room(self, template: PodTemplate, least: int, balanced: int) -> Room:
+        """Fit and resource scores of pods that ask the same, brought up to date by what changed since they were asked for."""
+        key = (template.asks, least, balanced)
+        room = self._rooms.pop(key, None)
+        if room is None:
+            room = Room()
+            if len(self._rooms) >= ROOMS_MAX:
+                self._rooms.pop(next(iter(self._rooms)))
+        self._rooms[key] = room
+        if room.seen != len(self._changes) or room.epoch != self._epoch:
+            changed = None if room.epoch != self._epoch or len(self._changes) - room.seen > len(self.names) else self._changes[room.seen :]
+            self.columns.renew(room, changed, self.vector(template.requests), template.scoring_cpu, template.scoring_memory, least, balanced)
+            room.seen, room.epoch = len(self._changes), self._epoch
+        return room
+
+    def _room_for(self, template: PodTemplate, profile: Profile) -> Room:
+        """With the weights of the scores that can be kept; what a pod asks nothing of (CPU, memory) has no balance: upstream skips the plugin."""
+        weights = profile.weights
+        balanced = weights.get("NodeResourcesBalancedAllocation", 0) if template.requests.get("cpu") or template.requests.get("memory") else 0
+        return self._room(template, weights.get("NodeResourcesFit", 0) if profile.plain_fit else 0, balanced)
 
     def _set_images(self, row: int, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
         before = (old.get("status") or {}).get("images") if old else None
@@ -232,7 +268,7 @@ class Snapshot:
 
     def _count(self, pod: PodInfo, row: int, sign: int) -> None:
         t = pod.template
-        self.versions[row] += 1
+        self._touch(row)
         self.columns.add(row, self.vector(t.requests), t.scoring_cpu, t.scoring_memory, sign)
         self.population.count(self.class_of(pod), pod.relations, row, sign)
         for port in t.host_ports:
@@ -260,13 +296,13 @@ class Snapshot:
             vector = self.vector(pod.template.requests)
             self._reserved[pod.key] = (row, vector)
             self.columns.reserve(row, vector, 1)
-            self.versions[row] += 1
+            self._touch(row)
 
     def _unreserve(self, key: str) -> None:
         held = self._reserved.pop(key, None)
         if held is not None:
             self.columns.reserve(*held, -1)
-            self.versions[held[0]] += 1
+            self._touch(held[0])
 
     def _release(self) -> None:
         for key in list(self._reserved):
@@ -301,7 +337,9 @@ class Snapshot:
     @staticmethod
     def _evaluate(static: StaticResult, row: int, node: dict[str, Any]) -> None:
         static.codes[row] = filters.refusal(static.template, node)
-        static.soft[row], static.preferred[row] = filters.raw_scores(static.template, node)
+        soft, static.preferred[row] = filters.raw_scores(static.template, node)
+        static.softs += bool(soft) - bool(static.soft[row])
+        static.soft[row] = soft
 
     def _image_scores(self, static: StaticResult) -> Any:
         """ImageLocality: bytes of the template's images on each row, less for those that few nodes have; None when no node has any."""
@@ -346,7 +384,10 @@ class Snapshot:
                 if not codes[row] and self._ports_taken(template, row):
                     codes[row] = reasons.PORTS
         if "NodeResourcesFit" in on:
-            self.columns.fit(self.vector(template.requests), codes, first, last, reasons.FIT)
+            if last - first > 1:
+                self.columns.fit_room(self._room_for(template, profile), codes, first, last, reasons.FIT)
+            else:
+                self.columns.fit(self.vector(template.requests), codes, first, last, reasons.FIT)
         if template.claims is not None:
             self.volumes.filter(pod, self.nodes, codes, first, last, on)
         spread, affinity = self.plans(pod, self.class_of(pod), profile.spread_defaults)
@@ -427,7 +468,7 @@ class Snapshot:
     def _best(self, pod: PodInfo, seed: int, profile: Profile) -> int:
         template, columns, weights = pod.template, self.columns, profile.weights
         static = self.static(template)
-        if weight := weights.get("TaintToleration"):
+        if static.softs and (weight := weights.get("TaintToleration")):
             columns.score_normalized(static.soft, weight, True)
         if template.preferred_terms and (weight := weights.get("NodeAffinity")):
             columns.score_normalized(static.preferred, weight, False)
@@ -442,17 +483,12 @@ class Snapshot:
         return columns.best(seed)
 
     def _score_resources(self, template: PodTemplate, profile: Profile) -> None:
-        columns, vector = self.columns, self.vector(template.requests)
-        if weight := profile.weights.get("NodeResourcesFit"):
-            if profile.plain_fit:
-                columns.score_least(template.scoring_cpu, template.scoring_memory, weight)
-            else:
-                amounts = {"cpu": template.scoring_cpu, "memory": template.scoring_memory}
-                strategy = [(self.resources[name], each, amounts.get(name, -1)) for name, each in profile.resources if name in self.resources]
-                columns.score_shares(vector, strategy, profile.strategy == "MostAllocated", list(profile.shape), weight)
-        # a pod that asks for nothing at all is not what balance is about (upstream skips the plugin for best-effort pods)
-        if (template.requests.get("cpu") or template.requests.get("memory")) and (weight := profile.weights.get("NodeResourcesBalancedAllocation")):
-            columns.score_balanced(vector, weight)
+        columns = self.columns
+        columns.score_room(self._room_for(template, profile))
+        if not profile.plain_fit and (weight := profile.weights.get("NodeResourcesFit")):
+            amounts = {"cpu": template.scoring_cpu, "memory": template.scoring_memory}
+            strategy = [(self.resources[name], each, amounts.get(name, -1)) for name, each in profile.resources if name in self.resources]
+            columns.score_shares(self.vector(template.requests), strategy, profile.strategy == "MostAllocated", list(profile.shape), weight)
 
     def _ports_taken(self, template: PodTemplate, row: int) -> bool:
         """NodePorts: the same port and protocol on the same address, where 0.0.0.0 is every address."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastkube.scheduler import filters
 from fastkube.scheduler.podinfo import Templates, pod_requests
+from fastkube.scheduler.profile import DEFAULT
 from fastkube.scheduler.snapshot import Failure, Snapshot
 
 ORACLE = Path(__file__).parents[3] / "shared/reference/scheduling-oracle.json"
@@ -48,6 +49,42 @@ def test_columns_are_the_sums_over_the_pods(history):
         else:
             snapshot.remove_pod(f"d/p{p}")
         snapshot.check()
+
+
+def scores(snapshot, pod):
+    """Of every node that may take `pod`, by name; with what it is refused for."""
+    codes, first, last = snapshot.feasible(pod)
+    snapshot.columns.gather(codes, first, last)
+    snapshot._best(pod, 1, DEFAULT)
+    return {snapshot.names[row]: s for row, s in snapshot.columns.scores().items()}, {n: codes[row] for n, row in snapshot.rows.items()}
+
+
+@given(actions)
+def test_what_is_kept_equals_what_is_made_anew(history):
+    kept, placed, nodes = Snapshot(), {}, {}
+    asked = [make_pod("asked", "1"), make_pod("other", None), make_pod("tolerant", "1", tolerations=[{"operator": "Exists"}])]
+    for action, n, p, cpu in history:
+        if action == "node":
+            taints = [{"key": "k", "effect": "PreferNoSchedule"}] if p % 2 else []
+            nodes[f"n{n}"] = node(f"n{n}", cpu=str(p), taints=taints)
+            kept.set_node(nodes[f"n{n}"])
+        elif action == "unnode":
+            nodes.pop(f"n{n}", None)
+            kept.remove_node(f"n{n}")
+        elif action == "pod":
+            pod = make_pod(f"p{p}", cpu)
+            placed[pod.key] = pod, f"n{n}"
+            kept.add_pod(pod, f"n{n}")
+        else:
+            placed.pop(f"d/p{p}", None)
+            kept.remove_pod(f"d/p{p}")
+        fresh = Snapshot()
+        for each in nodes.values():
+            fresh.set_node(each)
+        for pod, where in placed.values():
+            fresh.add_pod(pod, where)
+        for pod in asked:
+            assert scores(kept, pod) == scores(fresh, pod)
 
 
 def test_requests_of_init_containers_and_sidecars():
