@@ -310,6 +310,10 @@ def _json_kind(value: Any) -> str:
     )
 
 
+# What is no longer served but still read, as its form is the same: kubectl before 1.22 drains nodes with it (upstream's EvictionREST takes both).
+ALSO_READ = {("policy/v1beta1", "Eviction"): "policy/v1"}
+
+
 def _check_kind(value: Object, group: str, version: str, kind: str, body: bytes) -> None:
     """apiVersion and kind default to the request's; others are refused."""
     api_version = f"{group}/{version}" if group else version
@@ -320,6 +324,7 @@ def _check_kind(value: Object, group: str, version: str, kind: str, body: bytes)
                 f" into Go struct field .{field} of type string ({_summary(body)})"
             )
     got_version, got_kind = value.get("apiVersion") or api_version, value.get("kind") or kind
+    got_version = ALSO_READ.get((got_version, got_kind), got_version)
     value["apiVersion"], value["kind"] = api_version, kind
     got = got_version.rpartition("/")[2]
     if (got_kind, got_version) != (kind, api_version) and not schema.known(got_version, got_kind):

@@ -264,8 +264,8 @@ async def test_eviction_asks_the_budget(pods):
         ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
         assert (await pods.call("PATCH", f"{PODS}/{name}/status", {"status": ready}))[0] == 200
 
-    def evict(name):
-        return pods.call("POST", f"{PODS}/{name}/eviction", {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}})
+    def evict(name, version="policy/v1"):
+        return pods.call("POST", f"{PODS}/{name}/eviction", {"apiVersion": version, "kind": "Eviction", "metadata": {"name": name}})
 
     status, answer = await evict("a")
     assert (status, answer["reason"], answer["details"]["causes"][0]["reason"]) == (429, "TooManyRequests", "DisruptionBudget")
@@ -277,7 +277,8 @@ async def test_eviction_asks_the_budget(pods):
     assert (await pods.call("GET", f"{PODS}/a"))[1]["metadata"]["deletionTimestamp"]
     status, answer = await evict("b")
     assert status == 429 and "needs 1 healthy pods and has 2 currently" in answer["details"]["causes"][0]["message"]
-    assert (await evict("pending"))[0] == 201
+    assert (await evict("pending", "policy/v2"))[0] == 400
+    assert (await evict("pending", "policy/v1beta1"))[0] == 201  # kubectl 1.20 drains with it
     assert (await evict("none"))[0] == 404
 
 
