@@ -42,6 +42,7 @@ class Connection(asyncio.Protocol):
         self.needed = -1  # bytes of the whole answer, once its head is known
         self.start = 0
         self.status = 0
+        self.lost = False
         self.chunked = False
         self.on_data: Callable[[bytes], None] | None = None
 
@@ -49,6 +50,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
         if self.waiter and not self.waiter.done():
             self.waiter.set_exception(ConnectionError("the server closed the connection"))
 
@@ -99,6 +101,7 @@ class Load:
             self.tls.set_alpn_protocols(["http/1.1"])
         self.processes = [psutil.Process(int(p)) for p in args.pids.split(",") if p]
         self.connections: list[Connection] = []
+        self.patches = 0
         self.results: list[dict[str, Any]] = []
 
     async def connect(self) -> Connection:
@@ -194,10 +197,11 @@ class Load:
         await self.measure("label", lambda i: self.encode("GET", f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=group%3Dg{i % groups}"))
 
     def patch_request(self, i: int) -> bytes:
+        self.patches += 1  # no two alike, or they would change nothing
         status = {
             "status": {
                 "phase": "Running",
-                "message": f"round {i}",
+                "message": f"round {self.patches}",
                 "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
             }
         }
@@ -228,7 +232,9 @@ class Load:
             sent += sum(status == 200 for status, _ in answers)
         while received < sent * WATCHERS and time.monotonic() < deadline + 10:
             await asyncio.sleep(0.05)
-        self.report("watch", received, time.monotonic() - started, self.cpu() - cpu, sent * WATCHERS - received, 0, f"{sent} events to {WATCHERS} watchers")
+        ended = sum(watcher.lost for watcher in watchers)
+        note = f"{sent} events to {WATCHERS} watchers" + (f", {ended} of them cut off" if ended else "")
+        self.report("watch", received, time.monotonic() - started, self.cpu() - cpu, sent * WATCHERS - received, 0, note)
         for watcher in watchers:
             watcher.transport.abort()
 

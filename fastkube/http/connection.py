@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._stalled = 0.0
         self._source: Iterator[bytes] | None = None
         self._scheduled = False
+        self._pumping = False  # a transport may resume its protocol within a write
         self._push: Push | None = None
         self._task: asyncio.Task[None] | None = None
         self._upgrading: list[bytes] | None = None  # bytes behind a request for another protocol, until it is answered
@@ -259,21 +260,24 @@ class Connection(asyncio.Protocol):
 
     def _pump(self) -> None:
         """Write the source out until the peer's buffer is full, at most TURN_BYTES_MAX in this turn of the loop."""
-        source, written = self._source, 0
-        while source is not None and not self.paused:
-            if written >= TURN_BYTES_MAX:
-                if not self._scheduled:
-                    self._scheduled = True
-                    self.server.loop.call_soon(self._continue)
-                return
+        source, written, piece = self._source, 0, None
+        if source is None or self._pumping:
+            return
+        self._pumping = True
+        while not self.paused and written < TURN_BYTES_MAX:
             piece = next(source, None)
             if piece is None:
-                self._source = None
-                self._finish()
-                self._next()
-                return
+                break
             written += len(piece)
             self.transport.write(piece)
+        self._pumping = False
+        if piece is None and not self.paused:
+            self._source = None
+            self._finish()
+            self._next()
+        elif not self.paused and not self._scheduled:
+            self._scheduled = True
+            self.server.loop.call_soon(self._continue)
 
     def _continue(self) -> None:
         self._scheduled = False

@@ -29,7 +29,9 @@ from fastkube.server.registry.endpoint import Endpoint, with_revision
 from fastkube.store.interface import Compacted, Event, Store, StoreError
 
 WATCH_BACKLOG_EVENTS_MAX = 16_384
+FRAMES_BYTES_MAX = 4 * 1024 * 1024  # of encoded events, kept for watchers that have not had them
 WATCH_TURN_BYTES_MAX = 1024 * 1024  # written to one watcher in one turn
+WATCH_WRITE_BYTES = 128 * 1024  # put together for one write
 WATCH_SECONDS_MIN = 1800  # a watch without timeoutSeconds lasts so long, up to twice that
 BOOKMARK_SECONDS = 60
 INITIAL_END = "k8s.io/initial-events-end"
@@ -41,21 +43,41 @@ def error_frame(error: ApiError) -> bytes:
     return b'{"type":"ERROR","object":%b}\n' % orjson.dumps(error.status())
 
 
-class Plain:
-    """Frames of stored bytes, kept with the event."""
+class Shared:
+    """The frames that events carry: the newest ones, in bounded memory."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self) -> None:
+        self._events: deque[tuple[Event, int]] = deque()
+        self._bytes = 0
+
+    def add(self, event: Event, key: Any, frame: bytes) -> None:
+        """Keep `frame` with the event, for the other watchers."""
+        if event.attrs is None:
+            event.attrs = {}
+        event.attrs[key] = frame
+        self._events.append((event, len(frame)))
+        self._bytes += len(frame)
+        while self._bytes > FRAMES_BYTES_MAX:
+            oldest, size = self._events.popleft()
+            oldest.attrs = None
+            self._bytes -= size
+
+
+class Plain:
+    """Frames of stored bytes."""
+
+    def __init__(self, endpoint: Endpoint, shared: Shared) -> None:
         self.endpoint = endpoint
+        self.shared = shared
 
     def event(self, event: Event, type_: str) -> bytes:
         frames = event.attrs
-        if frames is None:
-            frames = event.attrs = {}
-        frame: bytes | None = frames.get(type_)
+        frame: bytes | None = None if frames is None else frames.get(type_)
         if frame is None:
             kv = event.kv
             value = with_revision(event.prev.value, kv.mod_revision) if type_ == "DELETED" and event.prev is not None else kv.value
-            frame = frames[type_] = b'{"type":"%b","object":%b}\n' % (type_.encode(), value)
+            frame = b'{"type":"%b","object":%b}\n' % (type_.encode(), value)
+            self.shared.add(event, type_, frame)
         return frame
 
     def state(self, kv: Any) -> bytes:
@@ -74,8 +96,8 @@ class Plain:
 class Made(Plain):
     """Frames of what is made out of the stored bytes: tables, metadata only, other versions."""
 
-    def __init__(self, endpoint: Endpoint, form: Form, include: str) -> None:
-        super().__init__(endpoint)
+    def __init__(self, endpoint: Endpoint, shared: Shared, form: Form, include: str) -> None:
+        super().__init__(endpoint, shared)
         self.form = form
         self.include = include
         self.first = form.as_ == "Table"  # a table's first event has the column definitions
@@ -88,13 +110,11 @@ class Made(Plain):
 
     def event(self, event: Event, type_: str) -> bytes:
         frames = event.attrs
-        if frames is None:
-            frames = event.attrs = {}
         key = (type_, self.first, self.endpoint.api_version, self.form.as_, self.form.version, self.include)
-        frame: bytes | None = frames.get(key)
+        frame: bytes | None = None if frames is None else frames.get(key)
         if frame is None:
-            value = self._value(event, type_)
-            frame = frames[key] = b'{"type":"%b","object":%b}\n' % (type_.encode(), self._make(value))
+            frame = b'{"type":"%b","object":%b}\n' % (type_.encode(), self._make(self._value(event, type_)))
+            self.shared.add(event, key, frame)
         self.first = False
         return frame
 
@@ -122,6 +142,7 @@ class Watching:
         self.store = store
         self.watches: set[Watch] = set()
         self.feeds = Feeds(store)
+        self.shared = Shared()
         self.closing = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -159,6 +180,7 @@ class Watch:
         "_initial",
         "_loop",
         "_owner",
+        "_pumping",
         "_revision",
         "_scheduled",
         "_selected",
@@ -182,7 +204,7 @@ class Watch:
         self._bookmarks = bookmarks
         self._timeout = timeout
         self._backlog: deque[tuple[Event, str]] = deque()
-        self._scheduled = False
+        self._scheduled = self._pumping = False
         self._fed = False  # by a feed shared with others, rather than by a subscription of its own
         self._writer: Writer = None  # type: ignore[assignment]
         self._source: Any = None
@@ -208,7 +230,7 @@ class Watch:
             self._pump()
 
     def resumed(self) -> None:
-        if self._initial is not None or self._backlog:
+        if (self._initial is not None or self._backlog) and not self._pumping:
             self._pump()
 
     def closed(self) -> None:
@@ -281,19 +303,18 @@ class Watch:
 
     def _pump(self) -> None:
         """Write initial state, then the backlog, as fast as the peer takes them."""
-        self._scheduled = False
-        writer, size, out = self._writer, 0, []
-        while not writer.paused and size < WATCH_TURN_BYTES_MAX:
-            frame = self._next()
-            if frame is None:
+        self._scheduled, self._pumping = False, True  # a writer may say `resumed` within a write
+        writer, written = self._writer, 0
+        while not writer.paused and written < WATCH_TURN_BYTES_MAX:
+            out, size = [], 0
+            while size < WATCH_WRITE_BYTES and (frame := self._next()) is not None:
+                out.append(frame)
+                size += len(frame)
+            if not out:
                 break
-            out.append(frame)
-            size += len(frame)
-            if size >= WATCH_TURN_BYTES_MAX // 4:
-                writer.write(b"".join(out))
-                out, size = [], size
-        if out:
             writer.write(b"".join(out))
+            written += size
+        self._pumping = False
         if (self._initial is not None or self._backlog) and not writer.paused and not self._scheduled and (self._fed or self._source is not None):
             self._scheduled = True
             self._loop.call_soon(self._pump)
@@ -338,7 +359,7 @@ def watch(watching: Watching, endpoint: Endpoint, request: Request) -> Response:
         raise bad_request(f'invalid timeoutSeconds "{timeout_text[:64]}"')
     timeout = float(timeout_text) if timeout_text and int(timeout_text) else entropy.jitter(WATCH_SECONDS_MIN, 1.0)
     bookmarks = request.param("allowWatchBookmarks") in ("true", "1")
-    frames = Plain(endpoint) if not form.as_ and not endpoint.converts else Made(endpoint, form, include_of(request))
+    frames = Plain(endpoint, watching.shared) if not form.as_ and not endpoint.converts else Made(endpoint, watching.shared, form, include_of(request))
     with_state = initial_text in ("true", "1") or (not initial_text and asked in ("", "0"))
     if not with_state:
         start = revision + 1 if revision else store.revision + 1
