@@ -14,7 +14,7 @@ GC_THRESHOLDS = (50_000, 20, 100)  # what a request allocates is freed by refere
 
 
 HISTORY_SECONDS = 300.0  # upstream compacts every five minutes
-HISTORY_BYTES_MAX = 64 << 20
+HISTORY_BYTES_MAX = 48 << 20
 
 
 async def open_server(config: Config) -> ApiServer:
