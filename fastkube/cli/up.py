@@ -126,6 +126,7 @@ class Cluster:
                 self._start_control_plane()
                 if self.containers:
                     await self._start_nodes(networks)
+                    await self._ensure_storage_class()
                 elif options.nodes:
                     self._start_hollow()
                 ready = self.supervisor.once("announce", self._announce())
@@ -216,6 +217,19 @@ class Cluster:
         ]  # fmt: skip
         self.children.start(Child(f"kubelet {name}", kubelet, network.netns))
         self.children.start(Child(f"proxy {name}", proxy, network.netns))
+
+    async def _ensure_storage_class(self) -> None:
+        """The default StorageClass of nodes with disks: directories of the node, made by the built-in provisioner. A user's change of it stays."""
+        wanted = {
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "provisioner": "fastkube.io/local-path", "volumeBindingMode": "WaitForFirstConsumer",
+            "reclaimPolicy": "Delete", "metadata": {"name": "local-path", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        }  # fmt: skip
+        async with kubeconfigs.load(self.options.kubeconfig) as client:
+            try:
+                await client.create("storage.k8s.io/v1/storageclasses", wanted)
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    raise
 
     async def _announce(self) -> None:
         """Wait until the nodes are ready, then say so in one line on stdout. A node counts when its agent has renewed its lease since we started: what

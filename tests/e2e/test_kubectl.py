@@ -305,3 +305,33 @@ def test_service_account_token_in_pod_speaks_to_the_api(cluster, ns):
         "auth", "whoami", f"--token={token}", "-o", "json", "--kubeconfig=/dev/null", "--server=https://127.0.0.1:6443", "--insecure-skip-tls-verify"
     )
     assert json.loads(who)["status"]["userInfo"]["username"] == f"system:serviceaccount:{ns}:default"
+
+
+CLAIM = """
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 16Mi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  restartPolicy: Never
+  containers:
+    - {name: c, image: "busybox:1", command: [sh, -c, "%s"], volumeMounts: [{name: v, mountPath: /data}]}
+  volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]
+"""
+
+
+def test_a_claim_gets_a_volume_that_outlives_its_pod(cluster, ns):
+    def phase(name):
+        return cluster.get("pod", name)["status"]["phase"]
+
+    cluster.kubectl("apply", "-f", "-", stdin=CLAIM % ("writer", "echo kept > /data/file"))
+    wait_for("written", lambda: phase("writer") == "Succeeded")
+    assert "Bound" in cluster.kubectl("get", "pvc", "data")
+    cluster.kubectl("delete", "pod", "writer")
+    cluster.kubectl("apply", "-f", "-", stdin=CLAIM % ("reader", "cat /data/file"))
+    wait_for("read", lambda: phase("reader") == "Succeeded")
+    assert cluster.kubectl("logs", "reader").strip() == "kept"
