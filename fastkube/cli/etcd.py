@@ -18,6 +18,7 @@ from fastkube.runtime.tasks import Supervisor
 from fastkube.store.embedded import EmbeddedStore
 from fastkube.store.etcd.errors import ListenError
 from fastkube.store.etcd.member import QUOTA_BYTES_DEFAULT, Options, Tls
+from fastkube.store.etcd.restore import RestoreError, restore
 from fastkube.store.etcd.server import EtcdServer, auto_compact
 from fastkube.store.interface import StoreError
 
@@ -56,7 +57,16 @@ def history(mode: str, retention: str) -> tuple[float, int]:
     return kept or FOREVER_SECONDS, 0
 
 
+def _restore(file: Path, directory: Path, skip_hash_check: bool) -> None:
+    try:
+        revision, keys = asyncio.run(restore(file, directory, skip_hash_check=skip_hash_check))
+    except (RestoreError, OSError) as e:
+        fail(str(e))
+    typer.echo(f"restored {file} to {directory}: revision {revision}, {keys} keys")
+
+
 def command(
+    action: Annotated[list[str] | None, typer.Argument(help="nothing: serve; `snapshot restore FILE`: make the data directory from a snapshot")] = None,
     name: Annotated[str, _flag("name", "name of this member")] = "default",
     data_dir: Annotated[Path | None, _flag("data-dir", "where everything is kept [default: NAME.etcd]")] = None,
     listen_client_urls: Annotated[str, _flag("listen-client-urls", "URLs to serve clients on")] = "http://localhost:2379",
@@ -83,9 +93,16 @@ def command(
     auth_token: Annotated[str, _flag("auth-token", "simple, or jwt,sign-method=...,pub-key=...,priv-key=...,ttl=...")] = "simple",
     auth_token_ttl: Annotated[int, _flag("auth-token-ttl", "seconds that a token is good for")] = 300,
     watch_progress_notify_interval: Annotated[str, _flag("watch-progress-notify-interval", "between progress notifications of idle watches")] = "10m",
+    skip_hash_check: Annotated[bool, typer.Option(help="with snapshot restore: FILE is a copy of a database, without a checksum")] = False,
     unsafe_no_fsync: Annotated[bool, _flag("unsafe-no-fsync", "do not wait for the disk: a crash of the machine may lose writes")] = False,
 ) -> None:
-    """Run the store behind etcd's v3 API until SIGINT or SIGTERM."""
+    """Run the store behind etcd's v3 API until SIGINT or SIGTERM; or restore a snapshot."""
+    directory = data_dir or Path(f"{name}.etcd")
+    if action:
+        if action[:2] != ["snapshot", "restore"] or len(action) != 3:
+            fail(f'"{" ".join(action)}": the one action there is, is snapshot restore FILE')
+        _restore(Path(action[2]), directory, skip_hash_check)
+        return
     if initial_cluster_state != "new" or len(_urls(initial_cluster)) > 1:
         fail("this is a cluster of one member; for several, run etcd itself and point the API servers at it")
     if (cert_file is None) != (key_file is None):
@@ -94,7 +111,6 @@ def command(
         fail("--client-cert-auth needs --trusted-ca-file")
     kept_seconds, kept_revisions = history(auto_compaction_mode, auto_compaction_retention)
     tls = Tls(cert_file, key_file, trusted_ca_file, client_cert_auth) if cert_file is not None and key_file is not None else None
-    directory = data_dir or Path(f"{name}.etcd")
     quota = QUOTA_BYTES_DEFAULT if quota_backend_bytes == 0 else max(quota_backend_bytes, 0)
     options = Options(
         name=name, client_urls=_urls(advertise_client_urls or listen_client_urls), peer_urls=_urls(initial_advertise_peer_urls), quota_bytes=quota,

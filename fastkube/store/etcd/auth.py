@@ -393,5 +393,7 @@ def _hash(password: str) -> str:
 
 
 def _verify(password: str, stored: str) -> bool:
+    if not stored.startswith("scrypt$"):
+        return False  # a real etcd's, restored: to be set anew
     _, salt, digest = stored.split("$")
     return hmac.compare_digest(hashlib.scrypt(password.encode(), salt=bytes.fromhex(salt), **SCRYPT).hex(), digest)

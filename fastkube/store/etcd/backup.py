@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, BinaryIO
 
-from fastkube._ext import etcd as wire
 from fastkube._ext.tree import Event
 from fastkube._ext.wal import crc32c
 from fastkube.store.embedded import EmbeddedStore, Held
@@ -77,7 +76,7 @@ def _small_buckets(alarms: list[tuple[int, int]], auth: dict[str, Any], leases: 
         b"authRoles": [(r.name, r.SerializeToString()) for r in roles],
         b"authUsers": [(u.name, u.SerializeToString()) for u in users],
         b"cluster": [],
-        b"lease": [(struct.pack(">q", lease), wire.varint(0x08, lease) + wire.varint(0x10, ttl)) for lease, ttl in leases],
+        b"lease": [(struct.pack(">q", lease), messages.Lease(ID=lease, TTL=ttl).SerializeToString()) for lease, ttl in leases],
         b"members": [],
         b"members_removed": [],
         b"meta": meta,

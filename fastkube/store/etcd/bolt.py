@@ -12,6 +12,7 @@ from typing import BinaryIO
 PAGE_BYTES = 4096
 MAGIC, FORMAT = 0xED0CDAED, 2
 BRANCH, LEAF, META, FREELIST = 0x01, 0x02, 0x04, 0x10
+DEPTH_MAX = 32  # of a tree of pages
 BUCKET = 0x01  # flag of a leaf element
 PAGE = struct.Struct("<QHHI")  # id, flags, count, overflow pages
 LEAF_ELEMENT = struct.Struct("<IIII")  # flags, position from here, key size, value size
@@ -140,10 +141,12 @@ class Reader:
         elif root is not None:
             yield from self._walk(root)
 
-    def _walk(self, page: int) -> Iterator[tuple[bytes, bytes]]:
-        yield from self._items(self._data, page * self._page_bytes)
+    def _walk(self, page: int, depth: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        if depth > DEPTH_MAX:
+            raise BoltError("pages in a circle")
+        yield from self._items(self._data, page * self._page_bytes, depth)
 
-    def _items(self, data: memoryview, at: int) -> Iterator[tuple[bytes, bytes]]:
+    def _items(self, data: memoryview, at: int, depth: int = 0) -> Iterator[tuple[bytes, bytes]]:
         try:
             _, flags, count, _ = PAGE.unpack_from(data, at)
             at += PAGE.size
@@ -154,7 +157,7 @@ class Reader:
                     start = here + position
                     yield bytes(data[start : start + keys]), bytes(data[start + keys : start + keys + values])
                 elif flags & BRANCH:
-                    yield from self._walk(BRANCH_ELEMENT.unpack_from(data, at + i * BRANCH_ELEMENT.size)[2])
+                    yield from self._walk(BRANCH_ELEMENT.unpack_from(data, at + i * BRANCH_ELEMENT.size)[2], depth + 1)
                 else:
                     raise BoltError(f"a page with flags {flags:#x} where keys should be")
         except struct.error as e:

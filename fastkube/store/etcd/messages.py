@@ -130,6 +130,9 @@ AuthRoleGrantPermissionResponse: header 1 ResponseHeader
 AuthRoleRevokePermissionRequest: role 1 s, key 2 b, range_end 3 b
 AuthRoleRevokePermissionResponse: header 1 ResponseHeader
 """,
+    "leasepb": """
+Lease: ID 1 i, TTL 2 i, RemainingTTL 3 i
+""",
     "v3lockpb": """
 LockRequest: name 1 b, lease 2 i
 LockResponse: header 1 etcdserverpb.ResponseHeader, key 2 b
