@@ -240,3 +240,10 @@ def check_name(obj: Object, name: str) -> None:
         meta["name"] = name
     elif meta["name"] != name:
         raise ApiError(400, "BadRequest", f"the name of the object ({meta['name']}) does not match the name on the URL ({name})")
+
+
+def check_update_name(obj: Object, name: str) -> None:
+    """An update's body names its object as the URL does: one that names none would replace whatever is there. Raises ApiError 400."""
+    if not (obj.get("metadata") or {}).get("name"):
+        raise ApiError(400, "BadRequest", f"the name of the object ({name} based on URL) was undeterminable: name must be provided")
+    check_name(obj, name)

@@ -75,6 +75,10 @@ async def test_update_holds_to_its_version(api):
     status, answer = await api.call("PUT", f"{MAPS}/a", {**config_map("a"), "metadata": {"name": "a", "uid": "other"}})
     assert status == 409 and "Precondition failed: UID" in answer["message"]
     assert (await api.call("PUT", f"{MAPS}/a", config_map("b")))[0] == 400
+    for nameless in ({}, {"metadata": {}}, {"data": {"k": "4"}}):  # would wipe what is there
+        status, answer = await api.call("PUT", f"{MAPS}/a", nameless)
+        assert (status, answer["message"]) == (400, "the name of the object (a based on URL) was undeterminable: name must be provided")
+    assert (await api.call("GET", f"{MAPS}/a"))[1]["data"] == {"k": "3"}
     assert (await api.call("PUT", f"{MAPS}/none", config_map("none")))[0] == 404
 
 
@@ -155,6 +159,7 @@ async def test_generation_and_status_are_apart(api):
     _, scale = await api.call("PUT", f"{path}/d/scale", {**scale, "spec": {"replicas": 5}})
     assert scale["spec"] == {"replicas": 5}
     assert (await api.call("PUT", f"{path}/d/scale", {**scale, "metadata": {"name": "d", "resourceVersion": "1"}}))[0] == 409
+    assert (await api.call("PUT", f"{path}/d/scale", {"spec": {"replicas": 0}}))[0] == 400
     _, scale = await api.call("PATCH", f"{path}/d/scale", {"spec": {"replicas": 6}})
     assert scale["spec"] == {"replicas": 6} and (await api.call("GET", f"{path}/d"))[1]["metadata"]["generation"] == 4
     assert (await api.call("PATCH", f"{path}/d/scale", {"spec": {"replicas": -1}}))[0] == 422

@@ -68,7 +68,7 @@ class Subresources:
         call = write.call_of(endpoint, request, self.app.admission, "UpdateOptions" if verb == "update" else "PatchOptions")
         if verb == "update":
             wanted, call.warnings[:] = codec.read(request.body, content_type(request), "autoscaling", "v1", "Scale", validation=call.validation)
-            meta.check_name(wanted, call.name)
+            meta.check_update_name(wanted, call.name)
 
             def make(old: Object) -> Object:
                 return scale.write(endpoint, old, wanted, endpoint.scale_paths[0])

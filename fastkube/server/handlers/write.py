@@ -94,7 +94,7 @@ async def update(objects: Objects, endpoint: Endpoint, request: Request, admissi
     call = call_of(endpoint, request, admission, "UpdateOptions")
     obj, warnings = endpoint.read(request.body, content_type(request), call.validation)
     call.warnings += warnings
-    meta.check_name(obj, call.name)
+    meta.check_update_name(obj, call.name)
     given = obj["metadata"].get("namespace") or ""
     if endpoint.resource.namespaced and given and given != call.namespace:
         raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
