@@ -374,7 +374,8 @@ class Agent:
                 log.warning("could not keep mirror pods, trying again", error=e.message)
                 pause = MIRROR_RETRY_SECONDS
             try:
-                await asyncio.wait_for(self._mirrors_dirty.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._mirrors_dirty.wait()
             except TimeoutError:
                 pass
 

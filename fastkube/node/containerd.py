@@ -208,7 +208,8 @@ async def _ended(pidfd: int, seconds: float) -> bool:
     ended = asyncio.Event()
     loop.add_reader(pidfd, ended.set)
     try:
-        await asyncio.wait_for(ended.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await ended.wait()
         return True
     except TimeoutError:
         return False

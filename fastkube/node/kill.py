@@ -56,7 +56,8 @@ class Killer:
             await asyncio.sleep(min(hook["sleep"].get("seconds", 0), seconds))
             return
         try:
-            result = await asyncio.wait_for(self.actions.run(hook, container, run, ip, seconds), seconds)
+            async with asyncio.timeout(seconds):
+                result = await self.actions.run(hook, container, run, ip, seconds)
             failure = "" if result.success else result.text
         except TimeoutError:
             failure = f"timed out after {seconds:.0f}s"

@@ -87,7 +87,8 @@ class Objects:
                 raise contents.VolumeError(e.message) from None
         informer = followed[0]
         try:
-            await asyncio.wait_for(informer.synced(), FIRST_ANSWER_SECONDS_MAX)
+            async with asyncio.timeout(FIRST_ANSWER_SECONDS_MAX):
+                await informer.synced()
         except TimeoutError:
             raise contents.VolumeError(f"failed to sync {kind.removesuffix('s')} cache: timed out waiting for the condition") from None
         return informer.get(namespace, name)

@@ -132,7 +132,8 @@ class Actions:
     async def _tcp(self, spec: Object, container: Object, ip: str, seconds: float) -> Result:
         port, host = podspec.port_of(container, spec["port"]), spec.get("host") or ip
         try:
-            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), seconds)
+            async with asyncio.timeout(seconds):
+                _, writer = await asyncio.open_connection(host, port)
         except TimeoutError:
             return Result(False, f"dial tcp {_bracket(host)}:{port}: i/o timeout")
         except OSError as e:

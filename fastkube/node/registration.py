@@ -127,7 +127,8 @@ class Registration:
                 log.warning("could not write the node's status, trying again", error=str(e))
                 pause = RETRY_SECONDS
             try:
-                await asyncio.wait_for(self.changed.wait(), entropy.jitter(pause, 0.04))
+                async with asyncio.timeout(entropy.jitter(pause, 0.04)):
+                    await self.changed.wait()
             except TimeoutError:
                 pass
             self.changed.clear()

@@ -92,7 +92,8 @@ class RuntimeView:
                 continue
             patience = late.pop(0) if late else RELIST_SAFETY_SECONDS if self._evented else RELIST_SECONDS
             try:
-                await asyncio.wait_for(self._hint.wait(), patience)
+                async with asyncio.timeout(patience):
+                    await self._hint.wait()
                 late = list(LATE_SECONDS)
                 await asyncio.sleep(SETTLE_SECONDS)
             except TimeoutError:

@@ -175,7 +175,8 @@ class Worker:
     async def _sleep(self) -> None:
         until = min(self._wake_at or 1e18, clock.now() + RESYNC_SECONDS)
         try:
-            await asyncio.wait_for(self._wake.wait(), max(0.0, until - clock.now()))
+            async with asyncio.timeout(max(0.0, until - clock.now())):
+                await self._wake.wait()
         except TimeoutError:
             pass
         self._wake.clear()

@@ -70,7 +70,8 @@ class ServiceAccount(Plugin):
         if name == "default":
             event = self._waiting.setdefault(key, asyncio.Event())
             try:
-                await asyncio.wait_for(event.wait(), DEFAULT_WAIT_SECONDS)
+                async with asyncio.timeout(DEFAULT_WAIT_SECONDS):
+                    await event.wait()
             except TimeoutError:
                 self._waiting.pop(key, None)
         account = self._reader.get(SERVICE_ACCOUNTS, *key)
