@@ -18,7 +18,8 @@ Kubeconfig = Annotated[str, typer.Option(help="kubeconfig file with the API serv
 
 
 def serve(component: str, run: Callable[[asyncio.Event], Awaitable[None]], errors: tuple[type[Exception], ...] = ()) -> None:
-    """Run a part under uvloop until SIGINT or SIGTERM, then let it end cleanly (exit 0). `errors` end it with their text and exit 1."""
+    """Run a part under uvloop until SIGINT or SIGTERM, then let it end cleanly (exit 0). `errors` and those of the operating system end it with
+    their text and exit 1."""
     logs.configure(level=os.environ.get("FASTKUBE_LOG_LEVEL", "info"), form=os.environ.get("FASTKUBE_LOG_FORMAT", "json"), component=component)
 
     async def main() -> None:
@@ -32,6 +33,8 @@ def serve(component: str, run: Callable[[asyncio.Event], Awaitable[None]], error
         uvloop.run(main())
     except errors as error:
         fail(str(error))
+    except OSError as error:  # a file or directory that cannot be used as was asked
+        fail(f"{error.filename2 or error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def address(text: str) -> str:

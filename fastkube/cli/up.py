@@ -24,7 +24,7 @@ from fastkube.cli import machine
 from fastkube.cli.apiserver import open_server
 from fastkube.cli.children import Child, Children
 from fastkube.cli.etcd_face import etcd_face, tls_of, urls_of
-from fastkube.cli.flags import address, fail, serve
+from fastkube.cli.flags import address, serve
 from fastkube.client import kubeconfig as kubeconfigs
 from fastkube.controllers import manager
 from fastkube.node import images
@@ -309,7 +309,4 @@ def command(
         options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         await Cluster(options).run(stop)
 
-    try:
-        serve("up", run, (UpError, manager.ManagerError, StartError, StoreError, ListenError, ContainerdError, images.ImageError, machine.MachineError))
-    except OSError as error:
-        fail(f"{error.filename2 or error.filename}: {error.strerror}" if error.filename else str(error))
+    serve("up", run, (UpError, manager.ManagerError, StartError, StoreError, ListenError, ContainerdError, images.ImageError, machine.MachineError))

@@ -26,6 +26,7 @@ from fastkube.server import flowdefaults
 from fastkube.server.allocators import SERVICE_CIDR_DEFAULT
 from fastkube.server.authz.rbac import CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, GROUP, ROLE_BINDINGS, ROLES, aggregated
 from fastkube.server.authz.rules import uncovered
+from fastkube.server.config import StartError
 from fastkube.server.reader import Object, Reader
 from fastkube.server.writer import Writer
 
@@ -44,6 +45,12 @@ class Config:
     service_cidr: str = SERVICE_CIDR_DEFAULT
     client_ca: Path | None = None
     front_proxy_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            ipaddress.ip_address(self.advertise_address)
+        except ValueError as e:
+            raise StartError(f'--advertise-address: "{self.advertise_address}" is no IP address') from e
 
     @property
     def service_ip(self) -> str:

@@ -193,3 +193,18 @@ def test_a_signal_while_it_starts_is_a_clean_stop(tmp_path, after_seconds):
     assert "Traceback" not in cluster.log.read_text()
     cluster.start()
     assert cluster.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--advertise-address=somewhere"], "--advertise-address"),
+        (["--service-cluster-ip-range=wide"], "wide"),
+        (["--authorization-mode=Trust"], "Trust"),
+        (["--data-dir=/proc/fastkube"], "/proc/fastkube"),
+        (["--bind-address=0.0.0.0"], "--tls-cert-file"),
+    ],
+)
+def test_an_api_server_that_cannot_start_says_why(arguments, word):
+    done = fastkube("apiserver", "--bind-address=127.0.0.1", f"--secure-port={free_port()}", *arguments)
+    assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr
