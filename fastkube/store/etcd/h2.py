@@ -31,6 +31,7 @@ WINDOW_BYTES_MAX = (1 << 31) - 1
 STREAMS_MAX = 100_000  # of one connection
 HEADER_BLOCK_BYTES_MAX = 64 << 10
 HTTP1_BYTES_MAX = 16 << 10
+BEGIN_SECONDS_MAX = 30.0  # from the connection to its first whole request line or preface
 RESETS_MAX = 1000  # streams that a peer takes back unanswered, beyond those it lets be answered
 
 CODES = {
@@ -108,6 +109,7 @@ class Stream:
         "connection",
         "done",
         "headers",
+        "held",
         "id",
         "method",
         "opened",
@@ -131,6 +133,7 @@ class Stream:
         self.pending: deque[memoryview] = deque()  # unsent
         self.trailers: bytes | None = None  # to be sent after them
         self.queue: deque[bytes] = deque()  # messages of a stream of requests, not yet taken
+        self.held = 0  # bytes of them, and of the one that is coming in
         self.done = False  # the peer has sent everything
         self.opened = False  # our headers are out
         self.taken = 0  # bytes to be given back to the peer's window
@@ -155,6 +158,7 @@ class Stream:
         while True:
             while self.queue:
                 message = self.queue.popleft()
+                self.held -= len(message) + 5
                 self.connection.give_back(self, len(message) + 5)
                 yield self.method.parse(message)
             if self.done:
@@ -203,11 +207,17 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._connections.add(self)
+        self._beginning = self._loop.call_later(BEGIN_SECONDS_MAX, self._not_begun)
         ssl_object = transport.get_extra_info("ssl_object")
         if ssl_object is not None:
             self.certificate = ssl_object.getpeercert() or {}
 
+    def _not_begun(self) -> None:
+        if not self._begun:
+            self._transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._beginning.cancel()
         self._connections.discard(self)
         for stream in list(self._streams.values()):
             if stream.task is not None:
@@ -215,10 +225,14 @@ class Connection(asyncio.Protocol):
         self._streams.clear()
 
     def pause_writing(self) -> None:
+        """The peer does not read: nothing more is taken from it, so that nothing more has to be answered."""
         self.paused = True
+        self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self.paused = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
         for stream in list(self._streams.values()):
             stream.wake(stream.sender)
 
@@ -360,6 +374,9 @@ class Connection(asyncio.Protocol):
         body = _unpadded(flags, payload)
         stream.buffer += body
         if stream.method.requests_stream:
+            stream.held += len(body)
+            if stream.held > STREAM_WINDOW_BYTES:
+                raise Refused(FLOW_CONTROL_ERROR, "more than the stream's window")
             self.give_back(stream, len(payload) - len(body))
         else:
             self.give_back(stream, len(payload))
@@ -369,22 +386,20 @@ class Connection(asyncio.Protocol):
 
     def _messages(self, stream: Stream) -> None:
         """Take whole messages of a stream of requests; see that one alone is not too large."""
-        buffer = stream.buffer
+        buffer, many = stream.buffer, stream.method.requests_stream
+        limit = min(self._handlers.request_bytes_max, STREAM_WINDOW_BYTES // 4) if many else self._handlers.request_bytes_max
         while len(buffer) >= 5:
             n = int.from_bytes(buffer[1:5], "big")
-            if buffer[0] or n > self._handlers.request_bytes_max:
-                code = "UNIMPLEMENTED" if buffer[0] else "RESOURCE_EXHAUSTED"
-                text = (
-                    "grpc: compressed messages are not supported"
-                    if buffer[0]
-                    else f"grpc: received message larger than max ({n} vs. {self._handlers.request_bytes_max})"
-                )
+            if buffer[0] or n > limit or (not many and len(buffer) > n + 5):
+                code, text = "RESOURCE_EXHAUSTED", f"grpc: received message larger than max ({max(n, len(buffer) - 5)} vs. {limit})"
+                if buffer[0]:
+                    code, text = "UNIMPLEMENTED", "grpc: compressed messages are not supported"
                 buffer.clear()
                 self.finish(stream, code, text)
                 if stream.task is not None:
                     stream.task.cancel()
                 return
-            if not stream.method.requests_stream or len(buffer) < 5 + n:
+            if not many or len(buffer) < 5 + n:
                 return
             stream.queue.append(bytes(buffer[5 : 5 + n]))
             del buffer[: 5 + n]
