@@ -63,6 +63,9 @@ def command(
     disable_admission_plugins: Annotated[str, typer.Option(help="default admission plugins to leave out")] = "",
     etcd_listen_client_urls: Annotated[str, typer.Option(help="serve etcd's API of the live store on these URLs, to clients of system:masters")] = "",
     event_ttl: Annotated[str, typer.Option(help="how long events are kept")] = "1h0m0s",
+    enable_priority_and_fairness: Annotated[bool, typer.Option(help="share the server by FlowSchemas and PriorityLevelConfigurations")] = True,
+    max_requests_inflight: Annotated[int, typer.Option(min=0, help="requests being waited for at once")] = 400,
+    max_mutating_requests_inflight: Annotated[int, typer.Option(min=0, help="of these, writes; both together are shared by priority and fairness")] = 200,
     audit_policy_file: Annotated[Path | None, typer.Option(help="audit.k8s.io/v1 Policy: what is recorded")] = None,
     audit_log_path: Annotated[str, typer.Option(help="file for audit events, as JSON lines; - is standard output")] = "",
     audit_log_maxsize: Annotated[int, typer.Option(min=0, help="megabytes of that file before it is rotated [0: 100]")] = 0,
@@ -88,6 +91,8 @@ def command(
         requestheader_client_ca_file=requestheader_client_ca_file, requestheader_allowed_names=_list(requestheader_allowed_names),
         proxy_client=_pair(proxy_client_cert_file, proxy_client_key_file, "proxy client"), enable_admission_plugins=_list(enable_admission_plugins),
         disable_admission_plugins=_list(disable_admission_plugins), event_ttl_seconds=int(_seconds(event_ttl)), fsync=not unsafe_no_fsync,
+        enable_priority_and_fairness=enable_priority_and_fairness, max_requests_inflight=max_requests_inflight,
+        max_mutating_requests_inflight=max_mutating_requests_inflight,
         audit=AuditConfig(
             audit_policy_file, audit_log_path, audit_log_maxsize, audit_log_maxbackup, audit_log_maxage, audit_webhook_config_file,
             _seconds(audit_webhook_batch_max_wait),

@@ -28,6 +28,7 @@ from fastkube.server.authz.reviews import Reviews as Permissions
 from fastkube.server.config import Config, StartError
 from fastkube.server.customresources import CustomResources
 from fastkube.server.discovery import Discovery
+from fastkube.server.fairness import Fairness
 from fastkube.server.handlers import read, subresources, write
 from fastkube.server.handlers.negotiation import JSON, content_type
 from fastkube.server.handlers.watch import Watching, watch
@@ -40,7 +41,7 @@ from fastkube.server.registry.endpoint import Endpoint
 from fastkube.server.registry.expiry import Expiry
 from fastkube.server.registry.indexes import Indexes
 from fastkube.server.registry.objects import Call, DeleteOptions, Object, Objects
-from fastkube.server.request import User
+from fastkube.server.request import RequestInfo, User
 from fastkube.server.routing import Resources
 from fastkube.server.streaming import Streaming
 from fastkube.store.interface import Store
@@ -173,6 +174,9 @@ class ApiServer:
         for resource in self.served.all():
             if not resource.custom and (text := self.endpoint(resource).rules.deprecated):
                 self._pipeline.deprecations[resource] = render_headers(write.warning_headers([text]))
+        self._pipeline.inflight_max = config.max_requests_inflight + config.max_mutating_requests_inflight
+        if config.enable_priority_and_fairness:
+            self._pipeline.fairness = Fairness(reader, self.metrics, self._pipeline.inflight_max, self._count)
         try:
             self._pipeline.auditor = audit.build(config.audit, self.metrics)
         except (ValueError, OSError) as e:
@@ -192,6 +196,11 @@ class ApiServer:
         self.metrics.add(
             Gauge("apiserver_storage_objects", "Number of stored objects at the time of last check split by kind.", ("resource",), self._object_counts)
         )
+
+    def _count(self, info: RequestInfo) -> int:
+        """How many objects a list looks at."""
+        assert info.spec is not None
+        return self.store.count(*self.endpoint(info.spec).range(info.namespace))
 
     def _object_counts(self) -> list[tuple[tuple[str, ...], float]]:
         out: list[tuple[tuple[str, ...], float]] = []

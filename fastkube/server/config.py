@@ -10,7 +10,6 @@ from fastkube.runtime.pki import Pair
 from fastkube.server import audit
 from fastkube.server.allocators import SERVICE_CIDR_DEFAULT
 
-
 ISSUER_DEFAULT = "https://kubernetes.default.svc.cluster.local"
 
 
@@ -49,5 +48,8 @@ class Config:
     disable_admission_plugins: Sequence[str] = ()  # --disable-admission-plugins
     fsync: bool = True  # --unsafe-no-fsync turns it off
     event_ttl_seconds: int = 3600  # --event-ttl
+    enable_priority_and_fairness: bool = True  # --enable-priority-and-fairness
+    max_requests_inflight: int = 400  # --max-requests-inflight
+    max_mutating_requests_inflight: int = 200  # --max-mutating-requests-inflight; both together are the seats of priority and fairness
     audit: audit.Config = field(default_factory=audit.Config)  # --audit-*
     shutdown_grace_seconds: float = 5.0  # in-flight requests at the end

@@ -22,6 +22,7 @@ from fastkube.runtime import clock, entropy, logs
 from fastkube.server import authz, routing
 from fastkube.server.audit import Auditor
 from fastkube.server.authn import impersonation
+from fastkube.server.fairness import Fairness
 from fastkube.server.handlers.negotiation import JSON, PLAIN, error_form, render
 from fastkube.server.metrics import Metrics
 from fastkube.server.request import RequestInfo
@@ -52,10 +53,11 @@ class Pipeline:
         self._metrics = metrics
         self.deprecations: dict[Resource, bytes] = {}  # rendered Warning headers of every answer about a resource
         self._inflight = 0
-        self._inflight_max = inflight_max
+        self.inflight_max = inflight_max
         self._audit_prefix = entropy.uid()[:24].encode()
         self._audit_count = entropy.generator().getrandbits(40)
         self.auditor: Auditor | None = None
+        self.fairness: Fairness | None = None  # None: INFLIGHT_MAX for all alike
 
     def __call__(self, request: Request) -> Answer | Awaitable[Answer]:
         started = clock.monotonic()
@@ -86,7 +88,9 @@ class Pipeline:
             request.audit.decision = decision
         if not decision.allowed:
             raise authz.forbidden(request.user, info, decision.reason)
-        if self._inflight >= self._inflight_max and info.is_resource and authz.MASTERS not in request.user.groups:
+        if self.fairness is not None:
+            return self.fairness(request, self._dispatch)
+        if self._inflight >= self.inflight_max and info.is_resource and authz.MASTERS not in request.user.groups:
             self._metrics.terminations.add(("429", "apiserver", info.verb.upper()))
             raise errors.too_many_requests("too many requests, please try again later", RETRY_SECONDS)
         return self._dispatch(request)
@@ -124,6 +128,8 @@ class Pipeline:
             info = request.info
             if info is not None and info.spec in self.deprecations:
                 audit += self.deprecations[info.spec]
+            if request.flow is not None:
+                audit += request.flow.headers
             code = answer.status
             if "accept-encoding" in request.headers and compress.worth(request, answer):
                 answer = compress.gzipped(answer)
