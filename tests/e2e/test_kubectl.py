@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -335,3 +336,40 @@ def test_a_claim_gets_a_volume_that_outlives_its_pod(cluster, ns):
     cluster.kubectl("apply", "-f", "-", stdin=CLAIM % ("reader", "cat /data/file"))
     wait_for("read", lambda: phase("reader") == "Succeeded")
     assert cluster.kubectl("logs", "reader").strip() == "kept"
+
+
+def test_streams_over_spdy(web):
+    """What kubectl before 1.31 speaks (Debian's is 1.20): the same sessions without WebSockets."""
+    spdy = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false", "KUBECTL_PORT_FORWARD_WEBSOCKETS": "false"}
+    name = pod_names(web)[0]
+    assert web.kubectl("exec", "-i", name, "--", "busybox", "cat", stdin="through\n", env=spdy) == "through\n"
+    failed = web.popen("exec", name, "--", "busybox", "sh", "-c", "exit 3", env=spdy)
+    failed.communicate(timeout=30)
+    assert failed.returncode == 3
+    forward = web.popen("port-forward", name, ":80", env=spdy)
+    try:
+        port = re.search(r"127.0.0.1:(\d+) -> 80", forward.stdout.readline()).group(1)
+        for _ in range(3):
+            assert "html" in web.curl(f"http://127.0.0.1:{port}/").lower()
+    finally:
+        forward.send_signal(signal.SIGINT)
+        forward.communicate(timeout=20)
+
+
+def test_the_example_of_ci_up(cluster, ns):
+    """What ci/up applies and fetches: by ClusterIP, by NodePort, by name from inside a pod; twice is as good as once."""
+    example = str(Path(__file__).parents[2] / "examples/web.yaml")
+    cluster.import_images("nginx:latest")
+    cluster.kubectl("apply", "-f", example)
+    cluster.kubectl("rollout", "status", "deployment/web", "--timeout=50s")
+    page = lambda text: "<h1>" in text and "fastkube" in text  # noqa: E731
+    cluster_ip = cluster.get("service", "web")["spec"]["clusterIP"]
+    wait_for("page through the ClusterIP", lambda: page(cluster.curl(f"http://{cluster_ip}/")), 20)
+    node_port = cluster.get("service", "web-nodeport")["spec"]["ports"][0]["nodePort"]
+    wait_for("page through the NodePort", lambda: page(cluster.curl(f"http://10.245.0.1:{node_port}/")), 20)
+    pods = pod_names(cluster)
+    assert len(pods) == 3
+    fetch = ["exec", pods[0], "--", "busybox", "wget", "-q", "-O", "-", f"http://web.{ns}.svc.cluster.local/"]
+    wait_for("page by name", lambda: page(cluster.kubectl(*fetch)), 20)
+    again = cluster.kubectl("apply", "-f", example)
+    assert all(line.endswith("unchanged") for line in again.splitlines()), again
