@@ -57,6 +57,8 @@ class Workload:
             spec["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": fields}]}}}
         if "spread" in kind:
             spec["topologySpreadConstraints"] = kind["spread"]
+        if "grace" in kind:
+            spec["terminationGracePeriodSeconds"] = kind["grace"]
         if "volumes" in kind:
             spec["volumes"] = kind["volumes"]
         if "priority" in kind:

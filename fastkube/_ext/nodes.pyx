@@ -274,20 +274,24 @@ cdef class NodeColumns:
         cdef int r, row, count = len(request), crowded = 0, hopeless = 0
         cdef bint never
         cdef int64_t asked, left
-        cdef list short = [0] * count
+        cdef int64_t wanted[RESOURCES_MAX]
+        cdef int64_t lacking[RESOURCES_MAX]
+        memset(lacking, 0, sizeof(lacking))
+        for r in range(count):
+            wanted[r] = request[r]
         for row in range(<int>codes.shape[0]):
             if codes[row] != code:
                 continue
             never = False
             crowded += self.pods[row] + self.reserved_pods[row] + 1 > self.pods_max[row]
             for r in range(count):
-                asked = request[r]
+                asked = wanted[r]
                 left = self.allocatable[r * self.capacity + row] - self.requested[r * self.capacity + row] - self.reserved[r * self.capacity + row]
                 if asked > 0 and asked > left:
-                    short[r] += 1
+                    lacking[r] += 1
                     never = never or asked > self.allocatable[r * self.capacity + row]
             hopeless += never
-        return crowded, short, hopeless
+        return crowded, [lacking[r] for r in range(count)], hopeless
 
     def gather(self, const uint8_t[::1] codes, int first, int last):
         """The rows nobody refused become the candidates, all with score 0 -> (how many, the first of them or -1)."""

@@ -8,9 +8,10 @@ is not looked at again.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastkube.api import selectors
@@ -23,6 +24,7 @@ CANDIDATES_MIN = 100
 CANDIDATES_PERCENT = 10
 REMEMBERED_MAX = 64  # (template, priority) pairs whose search is remembered
 TERMINATING = "not eligible due to a terminating pod on the nominated node."
+HELPFUL = frozenset((FIT, *(code for code, reason in REASONS.items() if not reason.hopeless)))
 PRIORITY_OFFSET = 2**31  # makes every victim count in the sum, also one of negative priority
 
 
@@ -31,21 +33,25 @@ class Candidate:
     node: str
     victims: tuple[PodInfo, ...]  # the most important first
     violations: int
+    cost: tuple[Any, ...]  # lower is better
 
-    def cost(self) -> tuple[Any, ...]:
-        """Lower is better; the start time (later is better) decides last."""
-        priorities = [v.priority for v in self.victims]
-        return (
-            self.violations,
-            max(priorities, default=-PRIORITY_OFFSET),
-            sum(p + PRIORITY_OFFSET for p in priorities),
-            len(priorities),
-        )
 
-    def earliest_start(self) -> str:
-        """Of the victims of the highest priority."""
-        top = max((v.priority for v in self.victims), default=0)
-        return min((started(v) for v in self.victims if v.priority == top), default="")
+def cost_of(victims: list[PodInfo], violations: int) -> tuple[Any, ...]:
+    """(budgets violated, highest priority, sum of priorities, number, start of the highest victims: the later the lower)."""
+    priorities = [v.priority for v in victims]
+    top = max(priorities, default=-PRIORITY_OFFSET)
+    start = min((started(v) for v in victims if v.priority == top), default="")
+    return violations, top, sum(p + PRIORITY_OFFSET for p in priorities), len(priorities), tuple(-ord(c) for c in start)
+
+
+@dataclass(slots=True)
+class Search:
+    """What is known for pods alike, row by row, as of `seen` changes of `epoch`; `heap` has all candidates, and stale ones."""
+
+    rows: dict[int, tuple[int, Candidate | int | None]] = field(default_factory=dict)  # row -> (version, result)
+    heap: list[tuple[tuple[Any, ...], int, int]] = field(default_factory=list)  # (cost, row, version)
+    seen: int = 0
+    epoch: int = -1
 
 
 def started(pod: PodInfo) -> str:
@@ -74,6 +80,10 @@ class Budgets:
             selector = selectors.from_object((budget.get("spec") or {}).get("selector"))
             held[meta["name"]] = (selector, status.get("disruptionsAllowed", 0), frozenset(status.get("disruptedPods") or ()))
 
+    @property
+    def any(self) -> bool:
+        return any(self._by_namespace.values())
+
     def violating(self, pods: Iterable[PodInfo]) -> set[str]:
         """Keys of the pods whose going, after those before them, breaks a budget."""
         left: dict[tuple[str, str], int] = {}
@@ -94,7 +104,7 @@ class Preemption:
         self.snapshot = snapshot
         self.budgets = Budgets()
         self.leaving: set[str] = set()  # victims told to go, not gone yet
-        self._known: dict[Any, dict[int, tuple[int, Candidate | int | None]]] = {}
+        self._known: dict[Any, Search] = {}
 
     def eligible(self, pod: PodInfo, failure: Failure) -> bool:
         """Not while victims of its own are still leaving a node that may yet take it."""
@@ -115,42 +125,69 @@ class Preemption:
             failure.preemption = TERMINATING
             return None
         snapshot = self.snapshot
-        rows = self._rows(failure)
-        if not rows or not any(p < pod.priority for p in snapshot.priorities):
+        if failure.unresolvable >= failure.nodes or not any(p < pod.priority for p in snapshot.priorities):
             return None
         known = self._remembered(pod)
-        wanted = max(len(snapshot.rows) * CANDIDATES_PERCENT // 100, CANDIDATES_MIN)
-        start = seed % len(rows)
+        best, refused = self._sampled(pod, failure, seed, known, profile) if known is None or self.budgets.any else self._kept(pod, failure, known, profile)
+        if best is None:
+            failure.preemption = failure.tail(self._words(refused, failure))
+            return None
+        failure.preemption = ""
+        return best
+
+    def _sampled(self, pod: PodInfo, failure: Failure, seed: int, known: Search | None, profile: Profile) -> tuple[Candidate | None, Counter[int]]:
+        """The best of as many candidates as upstream looks at, and why the other rows are none."""
+        wanted = max(len(self.snapshot.rows) * CANDIDATES_PERCENT // 100, CANDIDATES_MIN)
         best: Candidate | None = None
-        best_cost: tuple[Any, ...] = ()
         spared = found = 0
         refused: Counter[int] = Counter()
-        for row in (*rows[start:], *rows[:start]):
+        for row in self._rows(failure.codes, seed):
             result = self._at(pod, row, known, profile)
             if isinstance(result, Candidate):
                 found += 1
-                cost = result.cost()
-                if best is None or cost < best_cost or (cost == best_cost and result.earliest_start() > best.earliest_start()):
-                    best, best_cost = result, cost
+                if best is None or result.cost < best.cost:
+                    best = result
                 spared += not result.violations
                 if found >= wanted and spared:
                     break
             elif result is not None:
                 refused[result] += 1
-        if best is None:
-            failure.preemption = failure.tail(self._words(pod, refused, failure))
-            return None
-        failure.preemption = ""
-        return best
+        return best, refused
 
-    def _rows(self, failure: Failure) -> list[int]:
-        """Rows where pods' going may help."""
+    def _kept(self, pod: PodInfo, failure: Failure, known: Search, profile: Profile) -> tuple[Candidate | None, Counter[int]]:
+        """The best of all rows, of which only those that changed are looked at again."""
         snapshot = self.snapshot
-        return [
-            row for row, code in enumerate(failure.codes) if snapshot.names[row] and (code == FIT or ((r := REASONS.get(code)) is not None and not r.hopeless))
-        ]
+        _, epoch = snapshot.mark()
+        if epoch != known.epoch or len(known.heap) > 4 * len(snapshot.names) + CANDIDATES_MIN:
+            changed = set(self._rows(failure.codes, 0))
+            known.heap.clear()
+            known.rows.clear()
+        else:
+            changed = {row for row in snapshot.changed_since(known.seen) if failure.codes[row] in HELPFUL}
+        for row in changed:
+            result = self._at(pod, row, known, profile)
+            if isinstance(result, Candidate):
+                heapq.heappush(known.heap, (result.cost, row, known.rows[row][0]))
+        known.seen, known.epoch = snapshot.mark()
+        while known.heap:
+            _, row, version = known.heap[0]
+            result = known.rows[row][1]
+            if version == snapshot.versions[row] and isinstance(result, Candidate):
+                return result, Counter()
+            heapq.heappop(known.heap)
+        refused = Counter(r for row, (_, r) in known.rows.items() if isinstance(r, int) and failure.codes[row] in HELPFUL)
+        return None, refused
 
-    def _words(self, pod: PodInfo, refused: Counter[int], failure: Failure) -> Counter[str]:
+    @staticmethod
+    def _rows(codes: Codes, seed: int) -> Iterator[int]:
+        """Rows where pods' going may help, from a place given by chance, so that the work is spread over the nodes."""
+        start = seed % len(codes)
+        for row in (*range(start, len(codes)), *range(start)):
+            if codes[row] in HELPFUL:
+                yield row
+
+    @staticmethod
+    def _words(refused: Counter[int], failure: Failure) -> Counter[str]:
         told: Counter[str] = Counter()
         for code, count in refused.items():
             if code == FIT:
@@ -160,7 +197,7 @@ class Preemption:
                 told[REASONS[code].text] += count
         return told
 
-    def _remembered(self, pod: PodInfo) -> dict[int, tuple[int, Candidate | int | None]] | None:
+    def _remembered(self, pod: PodInfo) -> Search | None:
         """What is known of the rows for pods like this one; None when the answer for a row depends on other rows too."""
         snapshot = self.snapshot
         spread, affinity = snapshot.plans(pod, snapshot.class_of(pod))
@@ -176,18 +213,16 @@ class Preemption:
         if known is None:
             if len(self._known) >= REMEMBERED_MAX:
                 self._known.clear()
-            known = self._known[key] = {}
+            known = self._known[key] = Search()
         return known
 
-    def _at(self, pod: PodInfo, row: int, known: dict[int, tuple[int, Candidate | int | None]] | None, profile: Profile) -> Candidate | int | None:
+    def _at(self, pod: PodInfo, row: int, known: Search | None, profile: Profile) -> Candidate | int | None:
         if known is None:
             return self._dry_run(pod, row, profile, False)
         version = self.snapshot.versions[row]
-        held = known.get(row)
+        held = known.rows.get(row)
         if held is None or held[0] != version:
-            held = known[row] = version, self._dry_run(pod, row, profile, True)
-            # the dry run took pods off and put them back: the row is as it was
-            known[row] = held = self.snapshot.versions[row], held[1]
+            held = known.rows[row] = version, self._dry_run(pod, row, profile, True)  # touches nothing but the columns, and puts them back
         return held[1]
 
     def _dry_run(self, pod: PodInfo, row: int, profile: Profile, room_only: bool) -> Candidate | int | None:
@@ -228,7 +263,7 @@ class Preemption:
             for victim in victims:
                 count(victim, 1)
             broken = sum(v.key in violating for v in victims)
-            return Candidate(node, tuple(sorted(victims, key=importance)), broken)
+            return Candidate(node, tuple(sorted(victims, key=importance)), broken, cost_of(victims, broken))
         for victim in lower:
             count(victim, 1)
         return code

@@ -166,6 +166,13 @@ class Snapshot:
             self._changes.clear()
             self._epoch += 1
 
+    def mark(self) -> tuple[int, int]:
+        """(changes so far, epoch): what `changed_since` goes by within one epoch."""
+        return len(self._changes), self._epoch
+
+    def changed_since(self, seen: int) -> list[int]:
+        return self._changes[seen:]
+
     def _room(self, template: PodTemplate, least: int, balanced: int) -> Room:
         """Fit and resource scores of pods that ask the same, brought up to date by what changed since they were asked for."""
         key = (template.asks, least, balanced)
@@ -502,7 +509,9 @@ class Snapshot:
         told: Counter[str] = Counter()
         plugins = set()
         unresolvable = 0
-        for code, count in Counter(codes).items():
+        for code in (reasons.FIT, *REASONS):
+            if not (count := codes.count(code)):
+                continue
             if code == reasons.FIT:
                 crowded, short, hopeless = self.columns.shortfall(self.vector(template.requests), codes, code)
                 names = {index: name for name, index in self.resources.items()}
@@ -511,7 +520,7 @@ class Snapshot:
                 told.update({f"Insufficient {names[i]}": n for i, n in enumerate(short) if n})
                 unresolvable += hopeless
                 plugins.add("NodeResourcesFit")
-            elif code in REASONS:
+            else:
                 told[REASONS[code].text] += count
                 plugins.add(REASONS[code].plugin)
                 unresolvable += count if REASONS[code].hopeless else 0
