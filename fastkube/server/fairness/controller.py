@@ -57,15 +57,17 @@ class Flow:
 
 
 class _Seats:
-    """Seats that are given back when nobody refers to this any more: they last as long as the body that holds it, however it ends."""
+    """Seats that are given back at `done`, or when nobody refers to this any more: they last as long as the body that holds it, however it ends."""
 
-    __slots__ = ("_give",)
+    __slots__ = ("_level", "_pool", "_width")
 
-    def __init__(self, give: Callable[[], None]) -> None:
-        self._give = give
+    def __init__(self, pool: Pool, level: Level, width: int) -> None:
+        self._pool, self._level, self._width = pool, level, width
 
     def done(self) -> None:
-        self._give()
+        width, self._width = self._width, 0
+        if width:
+            self._pool.release(self._level, width)
 
     __del__ = done
 
@@ -159,13 +161,33 @@ class Fairness:
         if not self.pool.take(flow.level, width):
             flow.dispatched -= 1
             return self._queued(request, flow, width, dispatch)
-        give = self._giver(flow.level, width)
+        return self._go(request, flow.level, width, dispatch)
+
+    def _go(self, request: Request, level: Level, width: int, dispatch: Dispatch) -> Answer | Awaitable[Answer]:
+        """Carry it out; the seats are taken."""
         try:
             answer = dispatch(request)
         except BaseException:
-            give()
+            self.pool.release(level, width)
             raise
-        return _held(answer, width, give) if isinstance(answer, (Response, Upgrade)) else _carried(answer, width, give)
+        if isinstance(answer, (Response, Upgrade)):
+            return self._answered(answer, level, width)
+        return self._carried(answer, level, width)
+
+    async def _carried(self, work: Awaitable[Answer], level: Level, width: int) -> Answer:
+        try:
+            answer = await work
+        except BaseException:
+            self.pool.release(level, width)
+            raise
+        return self._answered(answer, level, width)
+
+    def _answered(self, answer: Answer, level: Level, width: int) -> Answer:
+        """Give the seats back now, or for a wide list when its body is done with."""
+        if width > 1 and isinstance(answer, Response) and isinstance(answer.body, Pieces):
+            return _holding(answer, answer.body, _Seats(self.pool, level, width))
+        self.pool.release(level, width)
+        return answer
 
     def _width(self, request: Request) -> int:
         """Seats of a list: by how many objects are looked at."""
@@ -178,17 +200,6 @@ class Fairness:
             if limit.isdecimal() and len(limit) < 10 and int(limit) and not (info.label_selector or info.field_selector):
                 count = min(count, int(limit))
         return max(1, min(-(-count // OBJECTS_PER_SEAT), WIDTH_SEATS_MAX))
-
-    def _giver(self, level: Level, width: int) -> Callable[[], None]:
-        held = True
-
-        def give() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self.pool.release(level, width)
-
-        return give
 
     async def _queued(self, request: Request, flow: Flow, width: int, dispatch: Dispatch) -> Answer:
         level, started = flow.level, clock.monotonic()
@@ -217,13 +228,8 @@ class Fairness:
             raise
         self._waited.observe((*flow.labels, "true"), clock.monotonic() - started)
         flow.dispatched += 1
-        give = self._giver(level, width)
-        try:
-            answer = dispatch(request)
-        except BaseException:
-            give()
-            raise
-        return _held(answer, width, give) if isinstance(answer, (Response, Upgrade)) else await _carried(answer, width, give)
+        answer = self._go(request, level, width, dispatch)
+        return answer if isinstance(answer, (Response, Upgrade)) else await answer
 
     def _refuse(self, flow: Flow, reason: str) -> errors.ApiError:
         self._rejected.add((*flow.labels, reason))
@@ -264,24 +270,9 @@ class _Read(Gauge):
         return [first.replace(" gauge\n", " counter\n"), *rest]
 
 
-async def _carried(work: Awaitable[Answer], width: int, give: Callable[[], None]) -> Answer:
-    try:
-        answer = await work
-    except BaseException:
-        give()
-        raise
-    return _held(answer, width, give)
+def _holding(answer: Response, body: Pieces, seats: _Seats) -> Response:
+    def make() -> Any:
+        yield from body.pieces()
+        seats.done()
 
-
-def _held(answer: Answer, width: int, give: Callable[[], None]) -> Answer:
-    """Give the seats back now, or for a wide list when its body is done with."""
-    if width > 1 and isinstance(answer, Response) and isinstance(answer.body, Pieces):
-        seats, body = _Seats(give), answer.body
-
-        def make() -> Any:
-            yield from body.pieces()
-            seats.done()
-
-        return Response(answer.status, Pieces(body.length, make), answer.content_type, answer.headers, answer.raw_headers)
-    give()
-    return answer
+    return Response(answer.status, Pieces(body.length, make), answer.content_type, answer.headers, answer.raw_headers)

@@ -98,6 +98,7 @@ class Pool:
         self._seats = seats
         self.levels: dict[str, Level] = {}
         self.total = seats
+        self._waiting = 0  # over all levels
         self._reserved = 0  # sum of max(in use, guaranteed)
 
     def configure(self, levels: Iterable[Level]) -> None:
@@ -145,6 +146,7 @@ class Pool:
         queue.waiters.append(waiter)
         queue.seats += width
         level.waiting += 1
+        self._waiting += 1
         return waiter
 
     def leave(self, level: Level, waiter: Waiter) -> None:
@@ -154,20 +156,24 @@ class Pool:
             waiter.queue.waiters.remove(waiter)
             waiter.queue.seats -= waiter.width
             level.waiting -= 1
+            self._waiting -= 1
             self._serve()
 
     def release(self, level: Level, width: int) -> None:
-        before = max(level.in_use, level.guaranteed)
-        level.in_use -= width
+        used, guaranteed = level.in_use, level.guaranteed
+        level.in_use = left = used - width
         level.executing -= 1
-        self._reserved += max(level.in_use, level.guaranteed) - before
-        self._serve()
+        if used > guaranteed:
+            self._reserved -= used - (left if left > guaranteed else guaranteed)
+        if self._waiting:
+            self._serve()
 
     def _use(self, level: Level, width: int) -> None:
-        before = max(level.in_use, level.guaranteed)
-        level.in_use += width
+        used, guaranteed = level.in_use, level.guaranteed
+        level.in_use = used = used + width
         level.executing += 1
-        self._reserved += max(level.in_use, level.guaranteed) - before
+        if used > guaranteed:
+            self._reserved += width if used - width > guaranteed else used - guaranteed
 
     def _serve(self) -> None:
         """Let go whoever may now."""
@@ -182,6 +188,7 @@ class Pool:
             waiter.gone = True
             queue.seats -= waiter.width
             level.waiting -= 1
+            self._waiting -= 1
             level.clock = queue.start
             queue.start += waiter.width
             self._use(level, waiter.width)
