@@ -39,6 +39,8 @@ __all__ = ["DecodeError", "Node", "decode", "definition", "from_openapi", "held"
 
 # Lists where upstream tells an empty one from none, though Go leaves both out.
 _KEPT_EMPTY = {("autoscaling.v2.HPAScalingRules", "policies"), ("core.v1.PersistentVolumeSpec", "capacity")}
+# The same in the metadata of a part: (the part's definition, member of metadata). `kinds.pod_defaults.template` drops it once it cannot be told any more.
+_KEPT_EMPTY_METADATA = {("core.v1.PodTemplateSpec", "labels")}
 
 QUANTITIES_MAX = 4096  # texts of quantities whose canonical form is remembered
 
@@ -116,7 +118,17 @@ def _fields(name: str) -> tuple[dict[str, Node], tuple[tuple[str, Node], ...]]:
     for owner, field in _KEPT_EMPTY:
         if owner == name:
             fields[field].omit_empty = False
+    for owner, field in _KEPT_EMPTY_METADATA:
+        if owner == name:
+            fields["metadata"]._loader = functools.partial(_metadata_keeping, field)
     return fields, tuple((field, node) for field, node in fields.items() if rows[field].get("z"))
+
+
+def _metadata_keeping(field: str) -> tuple[dict[str, Node], tuple[tuple[str, Node], ...]]:
+    fields, always = _fields("meta.v1.ObjectMeta")
+    own = _place(_tables()["definitions"]["meta.v1.ObjectMeta"][field])
+    own.omit_empty = False
+    return {**fields, sys.intern(field): own}, always
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fastkube.api import codec, convert, kinds, meta, resources, schema
+from fastkube.api import codec, convert, errors, kinds, meta, resources, schema
 from fastkube.api.kinds import cron
 from fastkube.api.kinds.base import Kind
 from tests.api import oracle
@@ -107,6 +107,42 @@ def test_status_update_keeps_the_rest():
     assert not rules.validate_status(obj, old)
     obj["status"]["readyReplicas"] = 2
     assert [e.field for e in rules.validate_status(obj, old)] == ["status.readyReplicas"]
+    obj["status"] = {"availableReplicas": -1, "replicas": -3, "readyReplicas": -2}  # the absent count is 0, which is more than -3
+    assert "status.updatedReplicas" in [e.field for e in rules.validate_status(obj, old)]
+
+
+@pytest.mark.parametrize(
+    "path, body, taken",
+    [
+        ("v1/pods", pod(), {"labels", "annotations", "finalizers"}),
+        ("apps/v1/deployments", deployment(), {"annotations", "finalizers", "ownerReferences"}),
+        ("v1/nodes", {"metadata": {"name": "n"}}, {"labels", "annotations", "finalizers", "ownerReferences"}),
+        ("storage.k8s.io/v1/volumeattachments", {"metadata": {"name": "a"}, "spec": {"attacher": "d", "nodeName": "n", "source": {"persistentVolumeName": "v"}}}, set()),
+    ],
+)  # fmt: skip
+def test_what_of_metadata_a_status_update_changes(path, body, taken):
+    rules, old = made(path, body)
+    sent = {"labels": {"x": "y"}, "annotations": {"x": "y"}, "finalizers": ["a.b/c"], "ownerReferences": [{"uid": "1"}]}
+    obj = {**copy.deepcopy(old), "metadata": {**old["metadata"], **sent, "generation": 7}}
+    rules.prepare_status(obj, old)
+    assert obj["metadata"] == {**old["metadata"], **{k: v for k, v in sent.items() if k in taken}}
+
+
+def test_annotations_of_a_deployment_count():
+    rules, old = made("apps/v1/deployments", deployment())
+    for metadata, generation in (({"labels": {"x": "y"}}, 1), ({"annotations": {}}, 1), ({"annotations": {"x": "y"}}, 2)):
+        obj = {**copy.deepcopy(old), "metadata": {**old["metadata"], **metadata}}
+        rules.prepare_update(obj, old)
+        assert obj["metadata"]["generation"] == generation
+
+
+def test_empty_labels_of_a_template():
+    """They are seen where a selector misses them, and gone otherwise."""
+    with pytest.raises(errors.ApiError, match=r"spec.template.metadata.labels: Invalid value: {}: `selector` does not match"):
+        oracle.create(resources.parse("apps/v1/deployments"), "d", deployment(template=template()), "Strict")
+    absent = {"matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}
+    _, obj = made("apps/v1/deployments", deployment(template=template(), selector=absent))
+    assert obj["spec"]["template"]["metadata"] == {}
 
 
 @pytest.mark.parametrize(

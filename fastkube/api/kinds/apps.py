@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastkube.api import internal
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from fastkube.api.kinds import pod_defaults, pod_spec
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import METADATA, Kind, Object
 from fastkube.api.kinds.common import Errors, immutable, is_zero, label_selector, nonnegative, not_more_than_100_percent, positive_int_or_percent
 from fastkube.api.kinds.storage import claim_spec, claim_warnings, default_claim
-from fastkube.api.kinds.workloads import counts, selected_template, template_for, template_warnings, workload_selector
+from fastkube.api.kinds.workloads import counts, needs_labels, no_more_than_there_are, selected_template, template_for, template_warnings, workload_selector
 
 GROUP = "apps"
 
@@ -21,7 +21,7 @@ class _Workload(Kind):
 
     def default(self, obj: Object) -> None:
         spec = obj.setdefault("spec", {})
-        pod_defaults.template(spec.setdefault("template", {}))
+        pod_defaults.template(spec.setdefault("template", {}), needs_labels(spec.get("selector")))
         self.default_spec(spec)
 
     def default_spec(self, spec: Object) -> None: ...
@@ -41,6 +41,14 @@ class _Workload(Kind):
 
 class Deployment(_Workload):
     kind = "Deployment"
+    status_metadata = ("annotations", "ownerReferences", "finalizers")
+
+    def prepare_update(self, obj: Object, old: Object) -> None:
+        """Annotations count as the spec does."""
+        super().prepare_update(obj, old)
+        before = old["metadata"].get("generation", 0)
+        if obj["metadata"].get("generation", 0) == before and (obj["metadata"].get("annotations") or {}) != (old["metadata"].get("annotations") or {}):
+            obj["metadata"]["generation"] = before + 1
 
     def default_spec(self, spec: Object) -> None:
         if spec.get("replicas") is None:
@@ -103,11 +111,7 @@ class Deployment(_Workload):
             "collisionCount",
         )
         errors = counts(status, "status", *names)
-        for name in ("updatedReplicas", "readyReplicas", "availableReplicas"):
-            if status.get(name, 0) > status.get("replicas", 0):
-                errors.append(invalid_value(f"status.{name}", status[name], "cannot be greater than status.replicas"))
-        if status.get("availableReplicas", 0) > status.get("readyReplicas", 0):
-            errors.append(invalid_value("status.availableReplicas", status["availableReplicas"], "cannot be greater than readyReplicas"))
+        errors += no_more_than_there_are(status, ("updatedReplicas", "readyReplicas", "availableReplicas"))
         before, now = (old.get("status") or {}).get("collisionCount"), status.get("collisionCount")
         if before is not None and (now is None or now < before):
             errors.append(invalid_value("status.collisionCount", now or 0, "cannot be decremented"))
@@ -116,6 +120,7 @@ class Deployment(_Workload):
 
 class ReplicaSet(_Workload):
     kind = "ReplicaSet"
+    status_metadata = METADATA
     field_labels = ("status.replicas",)
 
     def default_spec(self, spec: Object) -> None:
@@ -134,11 +139,7 @@ class ReplicaSet(_Workload):
         status = obj.get("status") or {}
         names = ("replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "terminatingReplicas", "observedGeneration")
         errors = counts(status, "status", *names)
-        for name in names[1:4]:
-            if status.get(name, 0) > status.get("replicas", 0):
-                errors.append(invalid_value(f"status.{name}", status[name], "cannot be greater than status.replicas"))
-        if status.get("availableReplicas", 0) > status.get("readyReplicas", 0):
-            errors.append(invalid_value("status.availableReplicas", status["availableReplicas"], "cannot be greater than readyReplicas"))
+        errors += no_more_than_there_are(status, names[1:4])
         return errors
 
     def fields(self, obj: Object) -> dict[str, str]:
@@ -150,6 +151,7 @@ _STATEFULSET_MUTABLE = ("replicas", "ordinals", "template", "updateStrategy", "r
 
 class StatefulSet(_Workload):
     kind = "StatefulSet"
+    status_metadata = METADATA
     name_rule = "label"
 
     def default_spec(self, spec: Object) -> None:
@@ -239,11 +241,7 @@ class StatefulSet(_Workload):
         status = obj.get("status") or {}
         names = ("replicas", "readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas", "observedGeneration", "collisionCount")
         errors = counts(status, "status", *names)
-        for name in names[1:5]:
-            if status.get(name, 0) > status.get("replicas", 0):
-                errors.append(invalid_value(f"status.{name}", status[name], "cannot be greater than status.replicas"))
-        if status.get("availableReplicas", 0) > status.get("readyReplicas", 0):
-            errors.append(invalid_value("status.availableReplicas", status["availableReplicas"], "cannot be greater than status.readyReplicas"))
+        errors += no_more_than_there_are(status, names[1:5], ready="status.readyReplicas")
         return errors
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
@@ -268,6 +266,7 @@ def _with_claims(spec: Object, template: Object) -> Object:
 
 class DaemonSet(_Workload):
     kind = "DaemonSet"
+    status_metadata = METADATA
     GENERATION = "deprecated.daemonset.template.generation"
 
     def default(self, obj: Object) -> None:

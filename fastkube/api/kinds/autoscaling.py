@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastkube.api import formats, quantity
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported, required
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import METADATA, Kind, Object
 from fastkube.api.kinds.common import Errors, label_selector, nonnegative, rule
 
 GROUP = "autoscaling"
@@ -19,6 +19,7 @@ _DOWN = [{"type": "Percent", "value": 100, "periodSeconds": 15}]
 class HorizontalPodAutoscaler(Kind):
     group = GROUP
     kind = "HorizontalPodAutoscaler"
+    status_metadata = METADATA
     has_generation = False
 
     def default(self, obj: Object) -> None:

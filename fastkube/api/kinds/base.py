@@ -21,6 +21,8 @@ from fastkube.api.errors import FieldError
 
 Object = dict[str, Any]
 
+METADATA = ("labels", "annotations", "ownerReferences", "finalizers")  # what clients set of it, name apart
+
 
 def null_when_empty(holder: Object | None, *names: str) -> None:
     """Required lists that are empty are stored as null (upstream stores protobuf, which cannot tell one from the other)."""
@@ -37,6 +39,7 @@ class Kind:
     stored_group: ClassVar[str | None] = None  # the group of the stored kind, which errors name, where it is another than `group`
     has_status: ClassVar[bool] = True  # a /status subresource: create clears status, update keeps the old one
     has_generation: ClassVar[bool] = True  # metadata.generation counts changes of everything but metadata and status
+    status_metadata: ClassVar[tuple[str, ...]] = ()  # members of metadata that a write of /status may change too; of most built-in kinds METADATA
     create_on_update: ClassVar[bool] = False  # PUT of an absent object creates it (Lease, Event ... as upstream's AllowCreateOnUpdate)
     unconditional_update: ClassVar[bool] = True  # PUT without resourceVersion is allowed
     grace_seconds_default: ClassVar[int | None] = None  # a number: deletion is graceful (pods)
@@ -85,13 +88,14 @@ class Kind:
                 obj["metadata"]["generation"] = generation + changed
 
     def prepare_status(self, obj: Object, old: Object) -> None:
-        """An update through /status: everything but status (and metadata's managedFields) is the old one's."""
+        """An update through /status: everything but status, managedFields and `status_metadata` is the old one's."""
         meta = obj["metadata"]
         for key in [k for k in obj if k not in ("kind", "apiVersion", "metadata", "status")]:
             del obj[key]
         obj.update({k: v for k, v in old.items() if k not in ("kind", "apiVersion", "metadata", "status")})
-        kept = {k: meta[k] for k in ("managedFields", "resourceVersion") if k in meta}
-        obj["metadata"] = {**{k: v for k, v in old["metadata"].items() if k != "managedFields"}, **kept}
+        taken = ("managedFields", *self.status_metadata)
+        kept = {k: meta[k] for k in ("resourceVersion", *taken) if k in meta}
+        obj["metadata"] = {**{k: v for k, v in old["metadata"].items() if k not in taken}, **kept}
 
     def prepare_delete(self, obj: Object) -> None:
         """What a deletion changes in the object before it is decided whether it goes at once (a finalizer that the kind itself adds)."""

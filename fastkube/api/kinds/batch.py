@@ -10,7 +10,7 @@ from typing import Any
 from fastkube.api import formats, internal
 from fastkube.api.errors import FieldError, duplicate, invalid_value, not_supported, required, too_long, too_many
 from fastkube.api.kinds import cron, pod_defaults, pod_spec
-from fastkube.api.kinds.base import Kind, Object, null_when_empty
+from fastkube.api.kinds.base import METADATA, Kind, Object, null_when_empty
 from fastkube.api.kinds.common import Errors, immutable, label_selector, nonnegative, rule
 from fastkube.api.kinds.workloads import counts, selected_template, template_warnings
 
@@ -26,6 +26,7 @@ _BACKOFF_MAX = 2**31 - 1
 class Job(Kind):
     group = GROUP
     kind = "Job"
+    status_metadata = METADATA
     field_labels = ("status.successful",)
 
     def default(self, obj: Object) -> None:
@@ -427,6 +428,7 @@ def _indexes(text: str, completions: int) -> tuple[int, str]:
 class CronJob(Kind):
     group = GROUP
     kind = "CronJob"
+    status_metadata = METADATA
 
     def default(self, obj: Object) -> None:
         spec = obj.setdefault("spec", {})

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastkube.api import formats, quantity
 from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required, too_long
-from fastkube.api.kinds.base import Kind, Object, null_when_empty
+from fastkube.api.kinds.base import METADATA, Kind, Object, null_when_empty
 from fastkube.api.kinds.common import Errors, enum, immutable, native_resource, resource_quantity, rule
 from fastkube.api.kinds.pod_containers import PROTOCOLS, container_resource_name, resource_name
 from fastkube.runtime import entropy
@@ -40,7 +40,7 @@ class ConfigMap(Kind):
             size += len(value.encode())
         for key, value in binary.items():
             errors += rule(formats.config_key, key, f"binaryData[{key}]")
-            size += len(value) * 3 // 4
+            size += len(value or "") * 3 // 4
         if size > DATA_BYTES_MAX:
             errors.append(too_long("", DATA_BYTES_MAX))
         return errors
@@ -105,7 +105,7 @@ class Secret(Kind):
         return {"type": obj.get("type") or ""}
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
-        if obj.get("type") != "kubernetes.io/tls" or (old is not None and old.get("data") == obj.get("data")):
+        if obj.get("type") != "kubernetes.io/tls":
             return []
         data = obj.get("data") or {}
         said = _key_pair(base64.b64decode(data.get("tls.crt") or ""), base64.b64decode(data.get("tls.key") or ""))
@@ -165,6 +165,7 @@ class ServiceAccount(Kind):
 
 class Namespace(Kind):
     kind = "Namespace"
+    status_metadata = METADATA
     name_rule = "label"
     has_generation = False
     field_labels = ("status.phase", "name")
@@ -369,6 +370,7 @@ _INTEGER_QUOTAS = {
 
 class ResourceQuota(Kind):
     kind = "ResourceQuota"
+    status_metadata = METADATA
     has_generation = False
 
     def validate_create(self, obj: Object) -> list[FieldError]:

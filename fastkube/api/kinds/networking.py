@@ -8,7 +8,7 @@ from typing import Any
 
 from fastkube.api import formats, internal
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported, required
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import METADATA, Kind, Object
 from fastkube.api.kinds.batch import _domain_path
 from fastkube.api.kinds.common import Errors, immutable, label_selector, rule
 
@@ -112,6 +112,7 @@ def _ip_block(block: Object, at: str) -> Errors:
 class Ingress(Kind):
     group = GROUP
     kind = "Ingress"
+    status_metadata = METADATA
 
     def default(self, obj: Object) -> None:
         obj.setdefault("spec", {})
@@ -336,6 +337,7 @@ class IPAddress(Kind):
 class ServiceCIDR(Kind):
     group = GROUP
     kind = "ServiceCIDR"
+    status_metadata = METADATA
     has_generation = False
 
     def default(self, obj: Object) -> None:

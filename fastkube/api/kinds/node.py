@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastkube.api import formats
 from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import METADATA, Kind, Object
 from fastkube.api.kinds.common import Errors, resource_quantity, rule
 from fastkube.api.kinds.pod_spec import TAINT_EFFECTS
 from fastkube.api.kinds.pod_warnings import node_label
@@ -14,6 +14,7 @@ _ADDRESS_TYPES = ("Hostname", "InternalIP", "ExternalIP", "InternalDNS", "Extern
 
 class Node(Kind):
     kind = "Node"
+    status_metadata = METADATA
     has_generation = False
     field_labels = ("spec.unschedulable",)
 

@@ -47,6 +47,7 @@ def _qos(resources: list[Object]) -> str:
 
 class Pod(Kind):
     kind = "Pod"
+    status_metadata = ("labels", "annotations", "finalizers")  # old kubelets sent broken ownerReferences
     grace_seconds_default = 30
     field_labels = (
         "spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs", "status.nominatedNodeName",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastkube.api import formats, quantity
@@ -444,7 +444,7 @@ _PROBE_ACTIONS = {"exec": _exec, "httpGet": _http_get, "tcpSocket": _port_action
 _HOOK_ACTIONS = {"exec": _exec, "httpGet": _http_get, "tcpSocket": _port_action, "sleep": _sleep}
 
 
-def _handler(spec: Object, at: str, actions: dict[str, Callable[[Object, str, int], Errors]], grace: int, errors: Errors) -> None:
+def _handler(spec: Object, at: str, actions: Mapping[str, Callable[[Object, str, int], Errors]], grace: int, errors: Errors) -> None:
     """Exactly one of `actions`."""
     count = 0
     for key, check in actions.items():

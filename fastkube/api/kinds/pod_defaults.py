@@ -220,8 +220,10 @@ def volume_sources(volume: Object) -> None:
                     source[field] = value
 
 
-def template(obj: Object) -> None:
-    """The PodTemplateSpec of a workload."""
+def template(obj: Object, selector: bool = False) -> None:
+    """The PodTemplateSpec of a workload. `selector`: the labels it must have can be said to be {} (`schema` keeps that)."""
+    if not selector and (meta := obj.get("metadata")) and meta.get("labels") == {}:
+        del meta["labels"]
     spec = obj.get("spec")
     if spec is not None:
         pod_spec(spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastkube.api.errors import FieldError, invalid_value, not_supported
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import METADATA, Kind, Object
 from fastkube.api.kinds.common import Errors, label_selector, not_more_than_100_percent
 from fastkube.api.kinds.workloads import counts
 
@@ -13,6 +13,7 @@ GROUP = "policy"
 class PodDisruptionBudget(Kind):
     group = GROUP
     kind = "PodDisruptionBudget"
+    status_metadata = METADATA
     unconditional_update = False
     name_rule = "path"  # upstream never looks at it more closely
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastkube.api import formats
 from fastkube.api.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import METADATA, Kind, Object
 from fastkube.api.kinds.common import Errors, enum, rule
 from fastkube.api.kinds.config import non_special_ip
 from fastkube.api.kinds.pod_containers import PROTOCOLS, port_number_or_name
@@ -34,6 +34,7 @@ def is_headless(spec: Object) -> bool:
 
 class Service(Kind):
     kind = "Service"
+    status_metadata = METADATA
     has_generation = False
     name_rule = "label"
     field_labels = ("spec.clusterIP", "spec.type")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastkube.api import formats, internal, quantity
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported, required
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import METADATA, Kind, Object
 from fastkube.api.kinds.common import Errors, immutable, label_selector, positive_quantity, rule
 from fastkube.api.kinds.pod_defaults import volume_sources
 from fastkube.api.kinds.pod_spec import node_selector
@@ -27,6 +27,7 @@ def _access_modes(modes: list[str], at: str) -> Errors:
 
 class PersistentVolume(Kind):
     kind = "PersistentVolume"
+    status_metadata = METADATA
     has_generation = False
     field_labels = ("name",)
 
@@ -223,6 +224,7 @@ def default_claim(claim: Object) -> None:
 
 class PersistentVolumeClaim(Kind):
     kind = "PersistentVolumeClaim"
+    status_metadata = METADATA
     has_generation = False
     field_labels = ("name",)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastkube.api import selectors
 from fastkube.api.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from fastkube.api.kinds import pod_defaults, pod_spec, pod_warnings
-from fastkube.api.kinds.base import Kind, Object
+from fastkube.api.kinds.base import METADATA, Kind, Object
 from fastkube.api.kinds.common import Errors, label_selector, nonnegative
 
 
@@ -23,6 +25,12 @@ def selected_template(spec: Object, at: str) -> Errors:
     if match.matches(labels) or match.empty:
         return []
     return [invalid_value(f"{at}.template.metadata.labels", labels, "`selector` does not match template `labels`")]
+
+
+def needs_labels(selector: Object | None) -> bool:
+    """Whether a metav1.LabelSelector never selects what has no labels."""
+    s = selector or {}
+    return bool(s.get("matchLabels")) or any(e.get("operator") in ("In", "Exists") for e in s.get("matchExpressions") or ())
 
 
 def template_for(template: Object | None, at: str, kind: str) -> Errors:
@@ -52,8 +60,18 @@ def counts(status: Object, at: str, *names: str) -> Errors:
     return [e for name in names for e in nonnegative(status.get(name), f"{at}.{name}")]
 
 
+def no_more_than_there_are(status: Object, names: Iterable[str], ready: str = "readyReplicas") -> Errors:
+    """The counts of parts of the replicas are at most that of all, the available ones at most the ready ones (which the message calls `ready`)."""
+    replicas, available = status.get("replicas", 0), status.get("availableReplicas", 0)
+    errors = [invalid_value(f"status.{n}", status.get(n, 0), "cannot be greater than status.replicas") for n in names if status.get(n, 0) > replicas]
+    if available > status.get("readyReplicas", 0):
+        errors.append(invalid_value("status.availableReplicas", available, f"cannot be greater than {ready}"))
+    return errors
+
+
 class ReplicationController(Kind):
     kind = "ReplicationController"
+    status_metadata = METADATA
     field_labels = ("status.replicas",)
 
     def default(self, obj: Object) -> None:
@@ -66,7 +84,7 @@ class ReplicationController(Kind):
                     spec["selector"] = dict(labels)
                 if not obj["metadata"].get("labels"):
                     obj["metadata"]["labels"] = dict(labels)
-            pod_defaults.template(template)
+            pod_defaults.template(template, bool(spec.get("selector")))
         if spec.get("replicas") is None:
             spec["replicas"] = 1
 
@@ -94,11 +112,7 @@ class ReplicationController(Kind):
         status = obj.get("status") or {}
         names = ("replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration")
         errors = counts(status, "status", *names)
-        for name in names[1:4]:
-            if status.get(name, 0) > status.get("replicas", 0):
-                errors.append(invalid_value(f"status.{name}", status[name], "cannot be greater than status.replicas"))
-        if status.get("availableReplicas", 0) > status.get("readyReplicas", 0):
-            errors.append(invalid_value("status.availableReplicas", status["availableReplicas"], "cannot be greater than readyReplicas"))
+        errors += no_more_than_there_are(status, names[1:4])
         return errors
 
     def warnings(self, obj: Object, old: Object | None = None) -> list[str]:
