@@ -305,6 +305,7 @@ class ApiServer:
 
     def _add_paths(self) -> None:
         add = self._paths
+        add["/"] = lambda r: Response(200, orjson.dumps({"paths": self._all_paths()}, option=orjson.OPT_INDENT_2))
         add["/version"] = lambda r: Response(200, orjson.dumps(version(), option=orjson.OPT_INDENT_2))
         for kind in ("healthz", "livez", "readyz"):
             add[f"/{kind}"] = self.health.answer
@@ -313,6 +314,13 @@ class ApiServer:
         if issuer is not None:
             add["/.well-known/openid-configuration"] = lambda r: self._discovery_document(issuer.configuration(self._own_url()), JSON)
             add["/openid/v1/jwks"] = lambda r: self._discovery_document(issuer.jwks(), "application/jwk-set+json")
+
+    def _all_paths(self) -> list[str]:
+        """What the root path lists: everything that a GET finds something under."""
+        groups = {(r.group, r.version) for r in self.served.all()}
+        apis = {"/api", "/apis"} | {f"/apis/{g}" for g, _ in groups if g} | {f"/apis/{g}/{v}" if g else f"/api/{v}" for g, v in groups}
+        checks = {f"/{kind}/{name}" for kind in ("healthz", "livez", "readyz") for name in self.health.checks}
+        return sorted(apis | checks | (self._paths.keys() - {"/"}) | {"/openapi/v2", "/openapi/v3"})
 
     def _own_url(self) -> str:
         host = self.config.advertise_address

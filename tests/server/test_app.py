@@ -36,6 +36,14 @@ async def test_health_and_version(api):
     assert status == 500 and "[-]etcd failed: reason withheld\n" in text
 
 
+async def test_the_root_lists_the_paths(api):
+    status, answer = await api.call("GET", "/")
+    assert status == 200
+    assert {"/api/v1", "/apis/apps/v1", "/apis/apps", "/healthz", "/healthz/etcd", "/metrics", "/openapi/v3", "/version"} <= set(answer["paths"])
+    assert answer["paths"] == sorted(answer["paths"])
+    assert (await api.call("GET", "/", token=None))[0] == 403
+
+
 async def test_metrics_have_upstreams_names(api):
     await api.make(MAPS, config_map("a"))
     await api.call("GET", f"{MAPS}/a")
