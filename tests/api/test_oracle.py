@@ -13,7 +13,7 @@ def outcome():
 
 
 # Percent of the cases that agree; these only ever rise.
-FLOORS = {"code": 100.0, "why": 99.9, "whole": 99.5}
+FLOORS = {"code": 100.0, "why": 99.9, "whole": 99.8}
 
 
 @pytest.mark.parametrize("level", FLOORS)
