@@ -380,3 +380,13 @@ def test_cron(text, minutes, hours):
 )
 def test_cron_refused(text):
     assert cron.explain(text)
+
+
+def test_a_nodes_pod_range_cannot_be_changed_through_the_single_field():
+    rules = kinds.of("", "Node")
+    old = {"metadata": {"name": "n"}, "spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"]}}
+    new = {"metadata": {"name": "n"}, "spec": {"podCIDR": "1.2.3.0/24", "podCIDRs": ["10.0.0.0/24"]}}
+    rules.default(old)
+    rules.default(new)
+    assert new["spec"]["podCIDRs"] == ["1.2.3.0/24"]
+    assert [e.field for e in rules.validate_update(new, old)] == ["spec.podCIDRs"]

@@ -21,7 +21,7 @@ class Node(Kind):
     def default(self, obj: Object) -> None:
         spec, status = obj.setdefault("spec", {}), obj.setdefault("status", {})
         first = (spec.get("podCIDRs") or [""])[0]
-        if spec.get("podCIDR") and not first:
+        if spec.get("podCIDR") and first != spec["podCIDR"]:  # where the two disagree, upstream's conversion goes by the single one
             spec["podCIDRs"] = [spec["podCIDR"]]
         elif first and not spec.get("podCIDR"):
             spec["podCIDR"] = first
