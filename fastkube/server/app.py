@@ -23,6 +23,7 @@ from fastkube.http.tls import server_context
 from fastkube.runtime import clock, logs
 from fastkube.runtime.tasks import Supervisor
 from fastkube.server import admission, allocators, audit, authn, authz, bootstrap
+from fastkube.server.aggregation import Aggregation
 from fastkube.server.authn.reviews import Reviews as Identities
 from fastkube.server.authz.reviews import Reviews as Permissions
 from fastkube.server.config import Config, StartError
@@ -98,6 +99,7 @@ class ApiServer:
         self.discovery = Discovery(self.served.all)
         self.openapi = OpenApi()
         self.custom = CustomResources(self)
+        self.aggregation = Aggregation(self)
         self.supervisor = Supervisor("apiserver")
         self.addresses: list[tuple[str, int]] = []
         self._endpoints: dict[Resource, Endpoint] = {}
@@ -133,6 +135,7 @@ class ApiServer:
         self._build()
         self.custom.start()
         await bootstrap.run(self._bootstrap_config(), self.reader, self.writer)
+        self.aggregation.start()
         await self._listen()
         self._ready = True
         log.info("serving", addresses=[f"{h}:{p}" for h, p in self.addresses], seconds=round(clock.monotonic() - started, 3))
@@ -267,6 +270,8 @@ class ApiServer:
             return self._nonresource(request)
         spec = info.spec
         if spec is None:
+            if (remote := self.aggregation.find(info.group, info.version)) is not None:
+                return self.aggregation.proxy(request, remote)
             raise ApiError(404, "NotFound", "the server could not find the requested resource", {})
         endpoint = self._endpoints.get(spec) or self.endpoint(spec)
         verb = info.verb
@@ -334,6 +339,10 @@ class ApiServer:
     def _nonresource(self, request: Request) -> Answer | Awaitable[Answer]:
         path = request.path.rstrip("/") or "/"
         handler = self._paths.get(path)
+        if self.aggregation.remotes and path.startswith("/apis/") and path.count("/") == 3:
+            _, _, group, version = path.split("/")
+            if (remote := self.aggregation.find(group, version)) is not None:
+                return self.aggregation.proxy(request, remote)
         if handler is None and path.split("/", 2)[1] in ("healthz", "livez", "readyz"):
             handler = self.health.answer
         if handler is None and request.method in ("GET", "HEAD"):

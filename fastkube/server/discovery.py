@@ -124,6 +124,7 @@ class Discovery:
     def __init__(self, served: Callable[[], Iterable[Resource]], address: str = "") -> None:
         self._served = served
         self._address = address
+        self.remote: list[tuple[str, str, Any]] = []  # (group, version, aggregation.Remote) of extension servers
         self._groups: Groups | None = None
         self._kept: dict[tuple[str, str], Response] = {}
 
@@ -165,10 +166,10 @@ class Discovery:
             case ["api"]:
                 return self._versions()
             case ["apis"]:
-                return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [self._group(g) for g in self.groups if g]}
+                return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [self._group(g) for g in self._names()]}
             case ["api", version] if version in self.groups.get("", {}):
                 return {"kind": "APIResourceList", "groupVersion": version, "resources": self._resources("", version)}
-            case ["apis", group] if group and group in self.groups:
+            case ["apis", group] if group in self._names():
                 return {"kind": "APIGroup", "apiVersion": "v1", **self._group(group)}
             case ["apis", group, version] if group and version in self.groups.get(group, {}):
                 return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": f"{group}/{version}", "resources": self._resources(group, version)}
@@ -178,17 +179,26 @@ class Discovery:
         clients = [{"clientCIDR": "0.0.0.0/0", "serverAddress": self._address}]
         return {"kind": "APIVersions", "versions": list(self.groups.get("", {})), "serverAddressByClientCIDRs": clients}
 
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys([*(g for g in self.groups if g), *(g for g, _, _ in self.remote)]))
+
     def _group(self, group: str) -> Object:
-        versions = [{"groupVersion": f"{group}/{v}", "version": v} for v in self.groups[group]]
+        remote = sorted((v for g, v, _ in self.remote if g == group), key=version_order)
+        versions = [{"groupVersion": f"{group}/{v}", "version": v} for v in (*self.groups.get(group, ()), *remote)]
         return {"name": group, "versions": versions, "preferredVersion": versions[0]}
 
     def _resources(self, group: str, version: str) -> list[Object]:
         return sorted((item for r in self.groups[group][version] for item in legacy_resources(r)), key=lambda item: item["name"])
 
     def _aggregated(self, form: str, core: bool) -> Object:
-        items = []
+        items: list[Object] = []
         for group, versions in self.groups.items():
             if (group == "") == core:
                 listed = [{"version": v, "resources": [aggregated_resource(r) for r in of], "freshness": "Current"} for v, of in versions.items()]
                 items.append({"metadata": {"name": group} if group else {}, "versions": listed})
+        for group, version, of in self.remote if not core else ():
+            item = next((i for i in items if i["metadata"].get("name") == group), None)
+            if item is None:
+                items.append(item := {"metadata": {"name": group}, "versions": []})
+            item["versions"].append({"version": version, "resources": of.resources, "freshness": "Current" if of.available else "Stale"})
         return {"kind": "APIGroupDiscoveryList", "apiVersion": f"apidiscovery.k8s.io/{form}", "metadata": {}, "items": items}

@@ -57,6 +57,7 @@ class Target:
     path: str
     tls: ssl.SSLContext | None = None
     server_hostname: str = ""
+    headers: tuple[tuple[str, str], ...] = ()  # further ones, of ours
 
 
 class Streaming:
@@ -364,6 +365,7 @@ def _head(request: Request, target: Target, upgrade: bool) -> bytes:
         if name == "sec-websocket-protocol":  # a token may hide among the sub-protocols
             value = ", ".join(p for p in (part.strip() for part in value.split(",")) if not p.startswith("base64url.bearer.authorization.k8s.io."))
         lines.append(f"{name}: {value}")
+    lines += [f"{name}: {value}" for name, value in target.headers]
     forwarded = request.headers.get("x-forwarded-for")
     lines.append(f"X-Forwarded-For: {forwarded + ', ' if forwarded else ''}{request.remote[0]}")
     if upgrade:
