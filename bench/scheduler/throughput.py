@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,12 @@ from fastkube.client.rest import Client
 CONNECTIONS = 24
 START_SECONDS_MAX = 60
 BOUND_SECONDS_MAX = 300
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -114,7 +121,7 @@ def run(workload: Workload) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="fastkube-bench-") as directory:
         log = Path(directory) / "log"
         controllers = "*,-node-lifecycle-controller,-pod-garbage-collector-controller"
-        argv = [sys.executable, "-m", "fastkube", "up", "--runtime", "hollow", "--nodes", "0", f"--data-dir={directory}/data", "--secure-port=22150"]
+        argv = [sys.executable, "-m", "fastkube", "up", "--runtime", "hollow", "--nodes", "0", f"--data-dir={directory}/data", f"--secure-port={free_port()}"]
         with log.open("wb") as out:
             cluster = subprocess.Popen([*argv, f"--controllers={controllers}"], stdout=out, stderr=out, start_new_session=True)
         try:
@@ -144,6 +151,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the cluster is stopped on the way out
     for name, workload in load().items():
         if args.names and name not in args.names:
             continue

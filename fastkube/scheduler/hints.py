@@ -11,17 +11,19 @@ from typing import Any
 from fastkube.scheduler import filters
 from fastkube.scheduler.podinfo import PodInfo
 from fastkube.scheduler.population import Population
+from fastkube.scheduler.queue import Waiting
 from fastkube.scheduler.relations import Term
+from fastkube.scheduler.snapshot import Snapshot
 
 Node = dict[str, Any]
-Hint = Callable[[PodInfo], bool]
+Hint = Callable[[Waiting], bool]
 
 NODE_LOCAL = ("NodeUnschedulable", "TaintToleration", "NodeAffinity")
 BY_LABELS = (*NODE_LOCAL, "InterPodAffinity", "PodTopologySpread", "VolumeBinding", "VolumeZone")
 BY_ALLOCATABLE = ("NodeResourcesFit",)
 VOLUMES = ("VolumeBinding", "VolumeZone", "VolumeRestrictions", "NodeVolumeLimits")
 POD_COMES = ("InterPodAffinity", "PodTopologySpread")
-# Any pod that goes makes room in the number of pods, so resources have no finer hint than this.
+ROOM_ONLY = frozenset(("NodeResourcesFit", *NODE_LOCAL))
 POD_GOES = ("NodeResourcesFit", "NodePorts", "InterPodAffinity", "PodTopologySpread", "VolumeRestrictions", "NodeVolumeLimits")
 
 
@@ -40,7 +42,8 @@ def node_event(old: Node | None, new: Node) -> tuple[tuple[str, ...] | None, Hin
     """(plugins it may help, None for all; for whom); None when it helps nobody."""
     name = new["metadata"]["name"]
 
-    def admitted(pod: PodInfo) -> bool:
+    def admitted(waiting: Waiting) -> bool:
+        pod = waiting.pod
         return (pod.pins is None or name in pod.pins) and not filters.refusal(pod.template, new)
 
     if old is None:
@@ -60,11 +63,21 @@ def _concerns(population: Population, term: Term, pod: PodInfo) -> bool:
 def pod_came(population: Population, other: PodInfo) -> Hint:
     """A pod was bound, or its labels changed."""
 
-    def helps(pod: PodInfo) -> bool:
-        relations = pod.relations
+    def helps(waiting: Waiting) -> bool:
+        relations = waiting.pod.relations
         if relations is None:
             return False
         terms = [t for t, _ in relations.affinity] + [s.term for s in relations.spread if s.hard]
         return any(_concerns(population, t, other) for t in terms)
+
+    return helps
+
+
+def pod_went(snapshot: Snapshot, node: str) -> Hint:
+    """A pod left `node`: who lacks nothing but room is woken when it now fits there (room held for nominated pods is not free) or waits for it."""
+
+    def helps(waiting: Waiting) -> bool:
+        nominated = snapshot.nominated.get(waiting.pod.key)
+        return (nominated is not None and nominated[1] == node) or not waiting.plugins <= ROOM_ONLY or snapshot.has_room(waiting.pod, node)
 
     return helps

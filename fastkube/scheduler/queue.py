@@ -153,7 +153,7 @@ class SchedulingQueue:
         waiting.place = "backoff"
         heapq.heappush(self._backoff, (due, next(self._sequence), waiting))
 
-    def moved(self, now: float, plugins: Iterable[str] | None = None, hint: Callable[[PodInfo], bool] | None = None) -> int:
+    def moved(self, now: float, plugins: Iterable[str] | None = None, hint: Callable[[Waiting], bool] | None = None) -> int:
         """Something changed that may help pods refused by one of `plugins` (None: any) for whom `hint` holds -> how many got another chance."""
         self._moves += 1
         if not self._parked:
@@ -166,7 +166,7 @@ class SchedulingQueue:
                 found.update(self._by_plugin.get(plugin, ()))
         count = 0
         for waiting in found.values():
-            if hint is None or hint(waiting.pod):
+            if hint is None or hint(waiting):
                 self._back_off(waiting, now)
                 count += 1
         return count

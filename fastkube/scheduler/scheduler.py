@@ -16,6 +16,7 @@ from fastkube.client.events import EventRecorder
 from fastkube.client.rest import Client
 from fastkube.runtime import clock, entropy, logs
 from fastkube.runtime.tasks import Supervisor
+from fastkube.scheduler import hints
 from fastkube.scheduler.plugins import volumes
 from fastkube.scheduler.podinfo import PodInfo
 from fastkube.scheduler.preemption import Candidate, Preemption
@@ -109,8 +110,11 @@ class Scheduler:
             self._refused(waiting, decision, seed, profile)
             return
         late = self.snapshot.volumes.to_bind(pod, self.snapshot.nodes[self.snapshot.rows[decision]] or {}) if pod.template.claims else []
+        nominated = self.snapshot.nominated.get(pod.key)
         self.snapshot.nominate(pod, "")
         self.snapshot.add_pod(pod, decision)
+        if nominated is not None and nominated[1] != decision:
+            self.sources.moved(hints.POD_GOES)  # the room held there is free
         self.sources.assumed[pod.key] = pod.uid
         self._supervisor.once(f"bind {pod.key}", self._bind(waiting, decision, late))
 
@@ -127,6 +131,7 @@ class Scheduler:
         elif pod.key in self.snapshot.nominated and failure.preemption is None:
             nominated = ""  # its node is of no use any more
             self.snapshot.nominate(pod, "")
+            self.sources.moved(hints.POD_GOES)
         self.queue.failed(waiting, failure.plugins, clock.monotonic())
         if candidate is not None and not candidate.victims:  # a nominated pod of lower priority was all that stood in the way
             self.sources.moved()

@@ -98,6 +98,7 @@ class Snapshot:
         self.resources: dict[str, int] = {name: i for i, name in enumerate(BASE_RESOURCES)}
         self._reserved: dict[str, tuple[int, list[int]]] = {}  # what the columns hold for nominated pods: pod key -> (row, vector)
         self._level: int | None = None
+        self._spared = ""  # the nominated pod whose own room is not held, for it is being decided on
         self._images: dict[str, dict[int, int]] = {}  # image name -> row -> bytes
         self._images_generation = 0
         self._free: list[int] = []
@@ -324,7 +325,20 @@ class Snapshot:
                 if other.priority >= pod.priority:
                     self._reserve(other, node)
             self._level = pod.priority
+        elif self._spared not in ("", pod.key) and self._spared in self.nominated and self._spared not in self._reserved:
+            other, node = self.nominated[self._spared]
+            if other.priority >= pod.priority:
+                self._reserve(other, node)
         self._unreserve(pod.key)
+        self._spared = pod.key
+
+    def has_room(self, pod: PodInfo, node: str) -> bool:
+        """Whether `node` lets `pod` in by itself and has room for it."""
+        row = self.rows.get(node)
+        if row is None or (pod.pins is not None and node not in pod.pins) or self.static(pod.template).codes[row]:
+            return False
+        self._hold_for(pod)
+        return not self.columns.short(row, self.vector(pod.template.requests))
 
     # filters and scores that do not depend on pods, cached per template
 

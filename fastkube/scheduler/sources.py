@@ -158,7 +158,10 @@ class Sources:
         self.preemption.leaving.discard(pod.key)
         self.queue.remove(pod.key)
         held = pod.key in self.snapshot.nominated
-        gone = self.snapshot.remove_pod(pod.key)
+        before = self.snapshot.pods.get(pod.key)
+        self.snapshot.remove_pod(pod.key)
         self.snapshot.forget(pod)
-        if gone or held:
+        if held:
             self.moved(hints.POD_GOES)
+        elif before is not None:
+            self.moved(hints.POD_GOES, hints.pod_went(self.snapshot, before[1]))

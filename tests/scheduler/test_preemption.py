@@ -130,7 +130,11 @@ def test_room_of_a_nominated_pod_is_not_given_to_lesser_ones():
     failure = refused(snapshot, high)
     assert preemption.find(high, failure, 1) is None
     assert failure.preemption == TERMINATING
+    assert isinstance(snapshot.decide(make_pod("equal", 500, 5), 1), Failure)  # the one decided on before is held room for again
     snapshot.remove_pod("d/low")
+    assert isinstance(snapshot.decide(make_pod("equal", 1000, 5), 1), Failure)
+    assert snapshot.decide(high, 1) == "n0"
+    assert isinstance(snapshot.decide(make_pod("equal", 1000, 5), 1), Failure)
     assert isinstance(snapshot.decide(make_pod("other", 1000), 1), Failure)
     assert snapshot.decide(make_pod("small", 500), 1) == "n0"
     assert snapshot.decide(make_pod("higher", 1000, 9), 1) == "n0"

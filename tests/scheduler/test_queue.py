@@ -33,7 +33,7 @@ def test_a_refused_pod_waits_for_an_event_that_helps():
     queue.failed(waiting, frozenset({"NodeResourcesFit"}), 0)
     assert queue.pop(0.5) is None
     assert queue.moved(0.5, {"NodePorts"}) == 0
-    assert queue.moved(0.5, {"NodeResourcesFit"}, lambda pod: False) == 0
+    assert queue.moved(0.5, {"NodeResourcesFit"}, lambda waiting: False) == 0
     assert queue.moved(0.5, {"NodeResourcesFit"}) == 1
     assert queue.pop(0.9) is None  # still backing off
     assert queue.pop(1.0) is waiting
