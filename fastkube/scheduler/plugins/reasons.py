@@ -13,9 +13,8 @@ class Reason(NamedTuple):
 
 POSSIBLE = 0
 UNSCHEDULABLE, TAINTED, NODE_AFFINITY, PORTS, FIT = 1, 2, 3, 4, 5
-DISK_CONFLICT, ACCESS_MODE, VOLUME_LIMITS, VOLUME_NODE, VOLUME_BIND, VOLUME_SPACE, VOLUME_ZONE, NO_PV = 6, 7, 8, 9, 10, 11, 12, 13
+DISK_CONFLICT, ACCESS_MODE, VOLUME_LIMITS, VOLUME_NODE, VOLUME_BIND, VOLUME_ZONE, NO_PV = 6, 7, 8, 9, 10, 11, 12
 SPREAD, SPREAD_LABEL, POD_AFFINITY, POD_ANTI_AFFINITY, EXISTING_ANTI_AFFINITY = 14, 15, 16, 17, 18
-EXTENDER, CUSTOM = 19, 20
 NOT_PINNED, NO_NODE = 254, 255  # the pod names its nodes and this is none of them; a row without a node
 
 REASONS: dict[int, Reason] = {
@@ -28,7 +27,6 @@ REASONS: dict[int, Reason] = {
     VOLUME_LIMITS: Reason("NodeVolumeLimits", "node(s) exceed max volume count", False),
     VOLUME_NODE: Reason("VolumeBinding", "node(s) didn't match PersistentVolume's node affinity", True),
     VOLUME_BIND: Reason("VolumeBinding", "node(s) didn't find available persistent volumes to bind", True),
-    VOLUME_SPACE: Reason("VolumeBinding", "node(s) did not have enough free storage", True),
     NO_PV: Reason("VolumeBinding", "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)", True),
     VOLUME_ZONE: Reason("VolumeZone", "node(s) had no available volume zone", True),
     SPREAD: Reason("PodTopologySpread", "node(s) didn't match pod topology spread constraints", False),
