@@ -37,6 +37,7 @@ _IGNORED: dict[tuple[str, str, str], Set] = {
     ("apps", "deployments", "status"): {"f:metadata": {"f:labels": {}}, "f:spec": {}},
     ("apiextensions.k8s.io", "customresourcedefinitions", "status"): _SPEC_METADATA,
     ("admissionregistration.k8s.io", "validatingadmissionpolicies", "status"): _SPEC_METADATA,
+    ("certificates.k8s.io", "certificatesigningrequests", ""): {"f:spec": {}, "f:status": {}},
     ("certificates.k8s.io", "certificatesigningrequests", "status"): {"f:spec": {}, "f:status": {"f:conditions": {}}},
     ("certificates.k8s.io", "certificatesigningrequests", "approval"): {"f:spec": {}, "f:status": {"f:certificate": {}}},
     ("storage.k8s.io", "volumeattachments", "status"): _SPEC_METADATA,

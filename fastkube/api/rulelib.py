@@ -5,6 +5,7 @@ cel-cpp's binding has no opaque types, so a quantity, address or URL is a map wi
 
 from __future__ import annotations
 
+import itertools
 import functools
 import ipaddress
 import re
@@ -44,7 +45,7 @@ _overloads: dict[str, list[Any]] = {}
 
 @_function("isSorted", T.BOOL, T.LIST, member=True)
 def _is_sorted(items: list[Any]) -> bool:
-    return all(a <= b for a, b in zip(items, items[1:], strict=False))
+    return all(a <= b for a, b in itertools.pairwise(items))
 
 
 @_function("sum", T.DYN, T.LIST, member=True)

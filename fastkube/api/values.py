@@ -36,6 +36,13 @@ def pattern(text: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
+def _matches(text: str, value: str) -> bool:
+    try:
+        return pattern(text).search(value) is not None
+    except (re.error, RecursionError, OverflowError):
+        return True  # no expression at all: said where the schema itself is checked (structural)
+
+
 _POSIX = {"alpha": "a-zA-Z", "digit": "0-9", "alnum": "a-zA-Z0-9", "upper": "A-Z", "lower": "a-z", "space": r"\s", "word": r"\w", "xdigit": "0-9A-Fa-f"}
 
 
@@ -116,7 +123,7 @@ def _string(value: str, schema: Schema, path: str, errors: list[FieldError]) -> 
         errors.append(too_long(path, longest))
     if shortest is not None and len(value) < shortest:
         errors.append(_says(path, value, f"should be at least {shortest} chars long"))
-    if (text := schema.get("pattern")) and not pattern(text).search(value):
+    if (text := schema.get("pattern")) and not _matches(text, value):
         errors.append(_says(path, value, f"should match '{text}'"))
     if (format_ := schema.get("format")) and (check := _FORMATS.get(format_)) and not check(value):
         errors.append(_says(path, value, f"must be of type {format_}: {orjson.dumps(value).decode()}"))

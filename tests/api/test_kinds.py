@@ -390,3 +390,18 @@ def test_a_nodes_pod_range_cannot_be_changed_through_the_single_field():
     rules.default(new)
     assert new["spec"]["podCIDRs"] == ["1.2.3.0/24"]
     assert [e.field for e in rules.validate_update(new, old)] == ["spec.podCIDRs"]
+
+
+def test_a_pattern_that_is_no_expression_is_said_beside_a_default():
+    rules = kinds.of("apiextensions.k8s.io", "CustomResourceDefinition")
+    schema = {"type": "object", "properties": {"s": {"type": "string", "pattern": "([", "default": "x"}}}
+    crd = {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "as.x.io"},
+        "spec": {
+            "group": "x.io", "scope": "Namespaced", "names": {"plural": "as", "kind": "A"},
+            "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}],
+        },
+    }  # fmt: skip
+    rules.default(crd)
+    rules.prepare_create(crd)
+    assert any("must be a valid regular expression" in e.message for e in rules.validate_create(crd))
