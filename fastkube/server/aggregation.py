@@ -86,13 +86,15 @@ class Aggregation:
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._wake = asyncio.Event()
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Follow what is stored; returns when the local APIServices are there."""
         reader = self.app.reader
         for obj in list(reader.list(API_SERVICES)):
             self._changed(obj, None)
         reader.on_change(API_SERVICES, self._changed)
         reader.on_change(DEFINITIONS, lambda new, old: self._wake.set())
-        self.app.supervisor.start("apiservices", self._register)
+        await self._settle()
+        self.app.supervisor.start("apiservices", self._follow)
 
     def find(self, group: str, version: str) -> Remote | None:
         return self.remotes.get((group, version))
@@ -117,25 +119,27 @@ class Aggregation:
 
     # ---- local ones
 
-    async def _register(self) -> None:
-        """Keep an APIService for each group version that this server serves."""
+    async def _follow(self) -> None:
         while True:
-            self._wake.clear()
-            wanted = {f"{v}.{g}": (g, v) for g, v in self.app.served.groups()}
-            custom = {(r.group, r.version) for r in self.app.served.all() if r.custom}
-            stored = {o["metadata"]["name"]: o for o in self.app.reader.list(API_SERVICES)}
-            work = [self._create(g, v, (g, v) in custom) for name, (g, v) in wanted.items() if name not in stored]
-            work += [
-                self._delete(name)
-                for name, obj in stored.items()
-                if name not in wanted and not obj["spec"].get("service") and (obj["metadata"].get("labels") or {}).get(AUTOMANAGED)
-            ]
-            for result in await asyncio.gather(*work, return_exceptions=True):
-                if isinstance(result, ApiError) and result.code in (404, 409):
-                    continue
-                if isinstance(result, BaseException):
-                    raise result
             await self._wake.wait()
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Bring it about that there is an APIService for each group version that this server serves."""
+        self._wake.clear()
+        wanted = {f"{v}.{g}": (g, v) for g, v in self.app.served.groups()}
+        custom = {(r.group, r.version) for r in self.app.served.all() if r.custom}
+        stored = {o["metadata"]["name"]: o for o in self.app.reader.list(API_SERVICES)}
+        work = [self._create(g, v, (g, v) in custom) for name, (g, v) in wanted.items() if name not in stored]
+        work += [
+            self._delete(name)
+            for name, obj in stored.items()
+            if name not in wanted and not obj["spec"].get("service") and (obj["metadata"].get("labels") or {}).get(AUTOMANAGED)
+        ]
+        for result in await asyncio.gather(*work, return_exceptions=True):
+            if isinstance(result, BaseException) and not (isinstance(result, ApiError) and result.code in (404, 409)):
+                self._wake.set()  # the supervisor tries again
+                raise result
 
     async def _create(self, group: str, version: str, custom: bool) -> None:
         priority = CUSTOM_PRIORITY if custom else _PRIORITIES.get(group, 15000)

@@ -135,7 +135,11 @@ class ApiServer:
         self._build()
         self.custom.start()
         await bootstrap.run(self._bootstrap_config(), self.reader, self.writer)
-        self.aggregation.start()
+        fairness = self._pipeline.fairness
+        if fairness is not None:
+            await fairness.settle(self.writer)
+            self.supervisor.start("flowschemas", lambda: fairness.follow(self.writer))
+        await self.aggregation.start()
         await self._listen()
         self._ready = True
         log.info("serving", addresses=[f"{h}:{p}" for h, p in self.addresses], seconds=round(clock.monotonic() - started, 3))

@@ -277,3 +277,19 @@ async def test_mandatory_schemas_hold_when_deleted(small):
         await small.call("DELETE", f"{FLOW}/prioritylevelconfigurations/{name}")
     assert (await small.call("GET", MAPS))[0] == 200
     assert small.server._pipeline.fairness.classify(User("x"), info()).name == "catch-all"
+
+
+async def test_schemas_say_whether_their_level_is_there(small):
+    rules = [{"subjects": [{"kind": "User", "user": {"name": "joe"}}], "resourceRules": [flowdefaults.ALL_RESOURCES]}]
+    await small.make(f"{FLOW}/flowschemas", {"metadata": {"name": "dangles"}, "spec": {"priorityLevelConfiguration": {"name": "none"}, "rules": rules}})
+    wanted = {"dangles": ("True", "NotFound"), "global-default": ("False", "Found")}
+    async with asyncio.timeout(10):
+        while wanted:
+            for name in list(wanted):
+                _, schema = await small.call("GET", f"{FLOW}/flowschemas/{name}")
+                if [(c["status"], c["reason"]) for c in (schema.get("status") or {}).get("conditions") or ()] == [wanted[name]]:
+                    del wanted[name]
+            await asyncio.sleep(0.02)
+    _, headers, _ = await small.raw("GET", MAPS, token=JOE)
+    _, default = await small.call("GET", f"{FLOW}/flowschemas/global-default")
+    assert headers["X-Kubernetes-PF-FlowSchema-UID"] == default["metadata"]["uid"]

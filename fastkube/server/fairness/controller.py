@@ -7,11 +7,13 @@ a FlowSchema or PriorityLevelConfiguration empties the memory. The mandatory sch
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from fastkube.api import errors, resources
+from fastkube.api.errors import ApiError
 from fastkube.http.message import Answer, Pieces, Request, Response, Upgrade
 from fastkube.runtime import clock
 from fastkube.server import flowdefaults
@@ -20,6 +22,7 @@ from fastkube.server.fairness.seats import WIDTH_SEATS_MAX, Level, Pool, Refused
 from fastkube.server.metrics import Counter, Gauge, Histogram, Labels, Metrics
 from fastkube.server.reader import Object, Reader
 from fastkube.server.request import RequestInfo, User
+from fastkube.server.writer import Writer
 
 GROUP = "flowcontrol.apiserver.k8s.io"
 SCHEMAS = resources.parse(f"{GROUP}/v1/flowschemas")
@@ -81,6 +84,7 @@ class Fairness:
         self._schemas: list[tuple[Object, Flow]] = []
         self._flows: dict[str, Flow] = {}
         self._memory: dict[int, tuple[User, dict[tuple[str, ...], Flow]]] = {}
+        self._wake = asyncio.Event()
         self._load()
         for resource in (SCHEMAS, LEVELS):
             reader.on_change(resource, self._changed)
@@ -100,6 +104,23 @@ class Fairness:
     def _changed(self, new: Object | None, old: Object | None) -> None:
         if new is None or old is None or new["spec"] != old["spec"]:  # a status changes nothing
             self._load()
+            self._wake.set()
+
+    async def settle(self, writer: Writer) -> None:
+        """Bring each FlowSchema's condition Dangling up to date: whether its level is missing."""
+        self._wake.clear()
+        there = {p["metadata"]["name"] for p in self._reader.list(LEVELS)}
+        await asyncio.gather(*(self._write(writer, changed) for s in self._reader.list(SCHEMAS) if (changed := dangling(s, there))))
+
+    async def _write(self, writer: Writer, schema: Object) -> None:
+        with contextlib.suppress(ApiError):  # changed or gone meanwhile: that change wakes `follow` again
+            await writer.update(SCHEMAS, schema, "status")
+
+    async def follow(self, writer: Writer) -> None:
+        """Settle after each change."""
+        while True:
+            await self._wake.wait()
+            await self.settle(writer)
 
     def _load(self) -> None:
         levels = {p["metadata"]["name"]: p for p in flowdefaults.priority_levels() if p["metadata"]["name"] in MANDATORY}
@@ -260,6 +281,22 @@ class Fairness:
 
     def _each(self, field: str) -> Iterable[tuple[Labels, float]]:
         return [((level.name,), float(getattr(level, field))) for level in self.pool.levels.values()]
+
+
+def dangling(schema: Object, levels: set[str]) -> Object | None:
+    """The schema with its condition Dangling brought up to date; None when it is."""
+    name = schema["spec"]["priorityLevelConfiguration"]["name"]
+    found = name in levels
+    status, reason = ("False", "Found") if found else ("True", "NotFound")
+    end = "and it exists" if found else "but there is no such object"
+    message = f'This FlowSchema references the PriorityLevelConfiguration object named "{name}" {end}'
+    conditions = (schema.get("status") or {}).get("conditions") or []
+    old: Object = next((c for c in conditions if c.get("type") == "Dangling"), {})
+    if (old.get("status"), old.get("reason"), old.get("message")) == (status, reason, message):
+        return None
+    since = old["lastTransitionTime"] if old.get("status") == status else clock.rfc3339()
+    new = {"type": "Dangling", "status": status, "lastTransitionTime": since, "reason": reason, "message": message}
+    return {**schema, "status": {"conditions": [*(c for c in conditions if c.get("type") != "Dangling"), new]}}
 
 
 class _Read(Gauge):
