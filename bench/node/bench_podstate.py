@@ -10,7 +10,9 @@ NOW = 1_795_218_535.0
 
 
 def _world():
-    containers = [{"name": f"c{i}", "image": "nginx:1.25", "readinessProbe": {"tcpSocket": {"port": 80}}, "resources": {"requests": {"cpu": "100m"}}} for i in range(3)]
+    containers = [
+        {"name": f"c{i}", "image": "nginx:1.25", "readinessProbe": {"tcpSocket": {"port": 80}}, "resources": {"requests": {"cpu": "100m"}}} for i in range(3)
+    ]
     pod = {"metadata": {"name": "p", "namespace": "ns", "uid": "u", "generation": 1}, "spec": {"containers": containers}, "status": {}}
     memory = Memory(start_time=NOW)
     runtime = RuntimePod("u", "p", "ns", [Sandbox("s", ips=("10.0.0.1",))])

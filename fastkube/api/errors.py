@@ -170,7 +170,7 @@ def unauthorized() -> ApiError:
 
 
 def method_not_supported(resource: str, group: str, verb: str) -> ApiError:
-    return ApiError(405, "MethodNotAllowed", f"{verb} is not supported on resources of kind \"{_qualified(resource, group)}\"", _details("", group, resource))
+    return ApiError(405, "MethodNotAllowed", f'{verb} is not supported on resources of kind "{_qualified(resource, group)}"', _details("", group, resource))
 
 
 def gone(message: str) -> ApiError:
@@ -194,7 +194,12 @@ def too_many_requests(message: str, seconds: int) -> ApiError:
 
 
 def server_timeout(resource: str, group: str, operation: str, seconds: int) -> ApiError:
-    return ApiError(504, "ServerTimeout", f"The {operation} operation against {_qualified(resource, group)} could not be completed at this time, please try again.", _details("", group, resource, retryAfterSeconds=seconds))
+    return ApiError(
+        504,
+        "ServerTimeout",
+        f"The {operation} operation against {_qualified(resource, group)} could not be completed at this time, please try again.",
+        _details("", group, resource, retryAfterSeconds=seconds),
+    )
 
 
 def internal(message: str) -> ApiError:

@@ -98,8 +98,7 @@ def builtin() -> tuple[Resource, ...]:
         group, version, plural = r["group"], r["version"], r["plural"]
         api_version = f"{group}/{version}" if group else version
         subs = {
-            name: Subresource(name, tuple(s["verbs"]), s.get("group", group), s.get("version", version), s["kind"])
-            for name, s in r["subresources"].items()
+            name: Subresource(name, tuple(s["verbs"]), s.get("group", group), s.get("version", version), s["kind"]) for name, s in r["subresources"].items()
         }
         out.append(
             Resource(

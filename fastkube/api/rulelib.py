@@ -5,9 +5,9 @@ cel-cpp's binding has no opaque types, so a quantity, address or URL is a map wi
 
 from __future__ import annotations
 
-import itertools
 import functools
 import ipaddress
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any

@@ -23,7 +23,11 @@ from fastkube.node.volumes.atomic import File
 
 
 def read(directory: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file() and not any(part.startswith("..") for part in p.relative_to(directory).parts)}
+    return {
+        str(p.relative_to(directory)): p.read_bytes()
+        for p in directory.rglob("*")
+        if p.is_file() and not any(part.startswith("..") for part in p.relative_to(directory).parts)
+    }
 
 
 def visible(directory: Path) -> dict[str, bytes]:
@@ -102,7 +106,9 @@ entries_ = st.lists(st.tuples(st.sampled_from([b"stdout", b"stderr"]), st.boolea
 
 
 def log_file(path: Path, entries) -> Path:
-    path.write_bytes(b"".join(STAMP % (i % 60) + b" " + stream + (b" F " if full else b" P ") + text.encode() + b"\n" for i, (stream, full, text) in enumerate(entries)))
+    path.write_bytes(
+        b"".join(STAMP % (i % 60) + b" " + stream + (b" F " if full else b" P ") + text.encode() + b"\n" for i, (stream, full, text) in enumerate(entries))
+    )
     return path
 
 

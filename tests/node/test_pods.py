@@ -88,8 +88,12 @@ async def test_restart_back_off_and_termination_message(world: World):
 
 async def test_results_of_pods_that_run_once(world: World):
     await world.create("good", {"restartPolicy": "OnFailure", "containers": [{"command": ["true"]}]})
-    await world.create("bad", {"restartPolicy": "Never", "containers": [{"command": sh("echo last words; exit 7"), "terminationMessagePolicy": "FallbackToLogsOnError"}]})
-    await world.create("greedy", {"restartPolicy": "Never", "containers": [{"command": sh("x=a; while :; do x=$x$x; done"), "resources": {"limits": {"memory": "16Mi"}}}]})
+    await world.create(
+        "bad", {"restartPolicy": "Never", "containers": [{"command": sh("echo last words; exit 7"), "terminationMessagePolicy": "FallbackToLogsOnError"}]}
+    )
+    await world.create(
+        "greedy", {"restartPolicy": "Never", "containers": [{"command": sh("x=a; while :; do x=$x$x; done"), "resources": {"limits": {"memory": "16Mi"}}}]}
+    )
     await world.create("late", {"activeDeadlineSeconds": 1, "containers": [{"command": SLEEP}]})
     good, bad, greedy, late = [await world.ended(n) for n in ("good", "bad", "greedy", "late")]
     assert good["status"]["phase"] == "Succeeded" and container_status(good)["state"]["terminated"]["reason"] == "Completed"
@@ -114,7 +118,7 @@ async def test_probes(world: World):
     await world.reaches("probed", lambda p: container_status(p, "tcp").get("ready") and container_status(p, "live").get("ready"))
     pod = await world.reaches("probed", lambda p: container_status(p, "never").get("started"))
     assert condition_of(pod, "Ready") == "False" and not container_status(pod, "never")["ready"]
-    await world.has_event("probed", "Unhealthy", "Readiness probe failed: Get \"http://")
+    await world.has_event("probed", "Unhealthy", 'Readiness probe failed: Get "http://')
     await world.exec("probed", ["rm", "/tmp/ok"], "live")
     pod = await world.reaches("probed", lambda p: container_status(p, "live").get("restartCount") == 1 and container_status(p, "live")["ready"])
     assert container_status(pod, "live")["lastState"]["terminated"]["exitCode"] == 137
@@ -140,7 +144,18 @@ async def test_environment(world: World):
     }  # fmt: skip
     text = await world.output("env", {"containers": [container]}, labels={"app": "env"})
     values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    expected = {"P_k": "v", "P_A": "1", "K": "v", "S": "hidden", "BOTH": "v+hidden", "NAME": "env", "LABEL": "env", "CPU": "500", "MEM": "64", "HOSTNAME": "env"}
+    expected = {
+        "P_k": "v",
+        "P_A": "1",
+        "K": "v",
+        "S": "hidden",
+        "BOTH": "v+hidden",
+        "NAME": "env",
+        "LABEL": "env",
+        "CPU": "500",
+        "MEM": "64",
+        "HOSTNAME": "env",
+    }
     assert expected.items() <= values.items()
     assert values["IP"].startswith("10.244.7.") and values["KUBERNETES_SERVICE_HOST"] == "10.96.0.1"
     assert text.splitlines()[-1] == "v hidden-$(NONE)-$(K)"
@@ -198,11 +213,17 @@ async def test_volumes(world: World):
 
     assert await run("cat /cm/k /cm/x/y /secret/s /down/labels /all/cm /all/name /all/s /one/k") == 'v1dhiddena="b"v1volhiddenv1'
     assert (await run("id")).strip() == "uid=1000 gid=1000 groups=1000,2000"
-    assert await run("echo x > /empty/f; echo y > /sub/g; cat /empty/a/b/g; stat -c %g /empty/f; stat -c %a /secret/..data/s /cm/..data/x/y") == "y\n2000\n440\n640\n"
+    assert (
+        await run("echo x > /empty/f; echo y > /sub/g; cat /empty/a/b/g; stat -c %g /empty/f; stat -c %a /secret/..data/s /cm/..data/x/y")
+        == "y\n2000\n440\n640\n"
+    )
     assert "size=1024k" in await run("grep ' /mem ' /proc/mounts")
     assert (await run("grep ' /secret ' /proc/mounts")).startswith("tmpfs")
     token = await run("cat /all/token")
-    review = await world.client.create("authentication.k8s.io/v1/tokenreviews", {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token, "audiences": ["me"]}})
+    review = await world.client.create(
+        "authentication.k8s.io/v1/tokenreviews",
+        {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token, "audiences": ["me"]}},
+    )
     assert review["status"]["user"]["username"] == "system:serviceaccount:default:default"
     # what changes in the API changes in the pod, all keys at once
     await world.client.patch("v1/configmaps", "vol", {"data": {"k": "v2"}}, "default")
@@ -229,17 +250,29 @@ async def test_sub_path_may_not_leave_its_volume(world: World):
 
 
 async def test_security_context(world: World):
-    script = "id -u; grep CapEff /proc/self/status; touch /x && echo writable || echo readonly; grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status"
+    script = (
+        "id -u; grep CapEff /proc/self/status; touch /x && echo writable || echo readonly; grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status"
+    )
     context = {
         "runAsUser": 1234, "readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
         "seccompProfile": {"type": "RuntimeDefault"},
     }  # fmt: skip
     text = await world.output("locked", {"containers": [{"command": sh(script), "securityContext": context}]})
     assert text.splitlines()[0] == "1234" and "CapEff:\t0000000000000000" in text and "readonly" in text and "NoNewPrivs:\t1" in text and "Seccomp:\t2" in text
-    text = await world.output("free", {"containers": [{"command": sh("mount -t tmpfs none /mnt 2>&1 || mkdir /m && mount -t tmpfs none /m && echo mounted"), "securityContext": {"privileged": True}}]})
+    text = await world.output(
+        "free",
+        {
+            "containers": [
+                {"command": sh("mount -t tmpfs none /mnt 2>&1 || mkdir /m && mount -t tmpfs none /m && echo mounted"), "securityContext": {"privileged": True}}
+            ]
+        },
+    )
     assert "mounted" in text
     await world.create("root", {"restartPolicy": "Never", "containers": [{"command": ["id"], "securityContext": {"runAsNonRoot": True}}]})
-    pod = await world.reaches("root", lambda p: "waiting" in container_status(p).get("state", {}) and container_status(p)["state"]["waiting"]["reason"] == "CreateContainerConfigError")
+    pod = await world.reaches(
+        "root",
+        lambda p: "waiting" in container_status(p).get("state", {}) and container_status(p)["state"]["waiting"]["reason"] == "CreateContainerConfigError",
+    )
     assert "container has runAsNonRoot and image will run as root" in container_status(pod)["state"]["waiting"]["message"]
     await world.delete("root")
 
@@ -250,7 +283,10 @@ async def test_namespaces_dns_and_hosts(world: World):
             "dnsConfig": {"nameservers": ["9.9.9.9"], "searches": ["more.example"], "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}  # fmt: skip
     text = await world.output("names", spec)
     assert text.splitlines()[:2] == ["me", "me.sub.default.svc.cluster.local"]
-    assert "nameserver 10.96.0.10\nnameserver 9.9.9.9\n" in text and "search default.svc.cluster.local svc.cluster.local cluster.local more.example" in text.replace(" \n", "\n")
+    assert (
+        "nameserver 10.96.0.10\nnameserver 9.9.9.9\n" in text
+        and "search default.svc.cluster.local svc.cluster.local cluster.local more.example" in text.replace(" \n", "\n")
+    )
     assert "options ndots:2 edns0" in text and "# Kubernetes-managed hosts file.\n" in text and "1.2.3.4\talias" in text
     host = await world.output("host", {"hostNetwork": True, "containers": [{"command": sh("ip addr; hostname; head -1 /etc/hosts")}]})
     assert NODE_IP in host and "# Kubernetes-managed hosts file (host network)." in host
@@ -358,7 +394,10 @@ async def test_static_pods_and_their_mirrors(world: World):
     again = await world.reaches(name, lambda p: p["metadata"]["uid"] != pod["metadata"]["uid"] and condition_of(p, "Ready") == "True")
     assert container_status(again)["containerID"] == container_status(pod)["containerID"]
     manifest.write_text(text % 3601)
-    await world.reaches(name, lambda p: p["metadata"]["annotations"]["kubernetes.io/config.hash"] != annotations["kubernetes.io/config.hash"] and condition_of(p, "Ready") == "True")
+    await world.reaches(
+        name,
+        lambda p: p["metadata"]["annotations"]["kubernetes.io/config.hash"] != annotations["kubernetes.io/config.hash"] and condition_of(p, "Ready") == "True",
+    )
     (world.config.static_pod_path / "broken.yaml").write_text("kind: Nonsense")
     manifest.unlink()
     await until("static pod gone", lambda: world._gone(name))
@@ -369,14 +408,18 @@ async def test_node_object_and_lease(world: World):
     assert node["metadata"]["labels"]["kubernetes.io/hostname"] == NODE and node["metadata"]["labels"]["kubernetes.io/os"] == "linux"
     status = node["status"]
     assert set(status["capacity"]) >= {"cpu", "memory", "pods", "ephemeral-storage"} and status["allocatable"]["pods"] == "110"
-    assert status["nodeInfo"]["containerRuntimeVersion"].startswith("containerd://") and status["daemonEndpoints"]["kubeletEndpoint"]["Port"] == world.config.port
+    assert (
+        status["nodeInfo"]["containerRuntimeVersion"].startswith("containerd://") and status["daemonEndpoints"]["kubeletEndpoint"]["Port"] == world.config.port
+    )
     assert any("docker.io/library/nginx:1.25" in i["names"] for i in status["images"])
     lease = await world.client.get("coordination.k8s.io/v1/leases", NODE, "kube-node-lease")
     assert lease["spec"]["holderIdentity"] == NODE and lease["spec"]["leaseDurationSeconds"] == 40
 
 
 async def test_host_port(world: World):
-    await world.create("hostport", {"containers": [{"image": "nginx:1.25", "ports": [{"containerPort": 80, "hostPort": 21580}], "readinessProbe": {"httpGet": {"port": 80}}}]})
+    await world.create(
+        "hostport", {"containers": [{"image": "nginx:1.25", "ports": [{"containerPort": 80, "hostPort": 21580}], "readinessProbe": {"httpGet": {"port": 80}}}]}
+    )
     await world.ready("hostport")
     reader, writer = await asyncio.open_connection(NODE_IP, 21580)
     writer.write(b"GET / HTTP/1.0\r\n\r\n")
@@ -387,12 +430,25 @@ async def test_host_port(world: World):
 
 async def test_resize_in_place(world: World):
     policy = [{"resourceName": "cpu", "restartPolicy": "NotRequired"}, {"resourceName": "memory", "restartPolicy": "RestartContainer"}]
-    await world.create("resized", {"containers": [{"command": SLEEP, "resizePolicy": policy, "resources": {"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": "200m", "memory": "64Mi"}}}]})
+    await world.create(
+        "resized",
+        {
+            "containers": [
+                {
+                    "command": SLEEP,
+                    "resizePolicy": policy,
+                    "resources": {"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": "200m", "memory": "64Mi"}},
+                }
+            ]
+        },
+    )
     before = container_status(await world.ready("resized"))
     assert before["allocatedResources"] == {"cpu": "100m", "memory": "32Mi"}
 
     async def resize(**resources: dict) -> None:
-        await world.client.patch("v1/pods", "resized", {"spec": {"containers": [{"name": "c", "resources": resources}]}}, "default", kind="strategic", subresource="resize")
+        await world.client.patch(
+            "v1/pods", "resized", {"spec": {"containers": [{"name": "c", "resources": resources}]}}, "default", kind="strategic", subresource="resize"
+        )
 
     await resize(requests={"cpu": "150m"}, limits={"cpu": "300m"})
     pod = await world.reaches("resized", lambda p: container_status(p).get("resources", {}).get("limits", {}).get("cpu") == "300m")
@@ -414,7 +470,9 @@ async def test_ephemeral_container(world: World):
     await world.create("debugged", {"containers": [{"command": SLEEP}]})
     await world.ready("debugged")
     debugger = {"name": "debug", "image": "busybox:1.36", "command": ["sh", "-c", "ps; sleep 3600"], "targetContainerName": "c"}
-    await world.client.patch("v1/pods", "debugged", {"spec": {"ephemeralContainers": [debugger]}}, "default", kind="strategic", subresource="ephemeralcontainers")
+    await world.client.patch(
+        "v1/pods", "debugged", {"spec": {"ephemeralContainers": [debugger]}}, "default", kind="strategic", subresource="ephemeralcontainers"
+    )
     await world.reaches("debugged", lambda p: "running" in container_status(p, "debug", "ephemeralContainerStatuses").get("state", {}))
     await until("debugger sees its target", lambda: _logged(world, "debugged", "debug", "sleep 3600"))
     await world.delete("debugged")

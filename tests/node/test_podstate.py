@@ -138,7 +138,8 @@ containers_ = st.lists(st.sampled_from(["", "probe"]), min_size=1, max_size=3).m
 )
 init_ = st.lists(st.sampled_from(["init", "sidecar", "probed"]), max_size=3).map(
     lambda kinds: [
-        box(f"i{i}", **({} if k == "init" else {"restartPolicy": "Always"}), **({"startupProbe": {"exec": {}}} if k == "probed" else {})) for i, k in enumerate(kinds)
+        box(f"i{i}", **({} if k == "init" else {"restartPolicy": "Always"}), **({"startupProbe": {"exec": {}}} if k == "probed" else {}))
+        for i, k in enumerate(kinds)
     ]
 )
 events_ = st.lists(

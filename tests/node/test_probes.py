@@ -123,4 +123,8 @@ async def test_tokens_are_kept_and_asked_for_again_before_they_expire():
         assert (await tokens.get(pod, "other", 600))[0] == "t3"
     finally:
         clock.use(real)
-    assert api.asked[0] == ("ns", "sa", {"audiences": [], "expirationSeconds": 600, "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": "u"}})
+    assert api.asked[0] == (
+        "ns",
+        "sa",
+        {"audiences": [], "expirationSeconds": 600, "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": "u"}},
+    )

@@ -55,7 +55,10 @@ def test_expansion_equals_upstreams_scanner(text: str):
 
 
 def test_service_variables():
-    service = {"metadata": {"name": "my-db", "namespace": "ns"}, "spec": {"clusterIP": "10.0.0.5", "ports": [{"name": "sql-port", "port": 5432}, {"port": 53, "protocol": "UDP"}]}}
+    service = {
+        "metadata": {"name": "my-db", "namespace": "ns"},
+        "spec": {"clusterIP": "10.0.0.5", "ports": [{"name": "sql-port", "port": 5432}, {"port": 53, "protocol": "UDP"}]},
+    }
     headless = {"metadata": {"name": "none", "namespace": "ns"}, "spec": {"clusterIP": "None", "ports": [{"port": 1}]}}
     out = env.service_variables([headless, service])
     assert out == {
@@ -75,7 +78,13 @@ def test_downward_values():
     container = {"name": "c", "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"cpu": "1500m"}}}
     pod = pod_of(container)
     value = lambda resource, divisor="0": env.resource_value(pod, {"resource": resource, "divisor": divisor}, container, {"memory": 2e9})  # noqa: E731
-    assert [value("limits.cpu"), value("limits.cpu", "1m"), value("requests.cpu", "1m"), value("requests.memory", "1Mi"), value("limits.memory")] == ["2", "1500", "250", "1024", "2000000000"]
+    assert [value("limits.cpu"), value("limits.cpu", "1m"), value("requests.cpu", "1m"), value("requests.memory", "1Mi"), value("limits.memory")] == [
+        "2",
+        "1500",
+        "250",
+        "1024",
+        "2000000000",
+    ]
     assert env.field_value(pod, "metadata.labels", {}) == 'a="q\\"x"\nb="2"'
     assert env.field_value(pod, "metadata.labels['a']", {}) == 'q"x'
     with pytest.raises(env.ConfigError, match="unsupported fieldPath"):
@@ -88,7 +97,11 @@ def test_downward_values():
 def test_dns_policies():
     host = resolv.parse("nameserver 8.8.8.8\nsearch corp.example\noptions timeout:1 rotate # end\n")
     first = resolv.pod_dns(pod_of(), host, ["10.96.0.10"], "cluster.local")
-    assert (first.servers, first.searches, first.options) == (["10.96.0.10"], ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"], ["ndots:5"])
+    assert (first.servers, first.searches, first.options) == (
+        ["10.96.0.10"],
+        ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"],
+        ["ndots:5"],
+    )
     for spec in ({"hostNetwork": True}, {"dnsPolicy": "Default"}):
         assert resolv.pod_dns(pod_of(**spec), host, ["10.96.0.10"], "cluster.local") == host
     assert resolv.pod_dns(pod_of(hostNetwork=True, dnsPolicy="ClusterFirstWithHostNet"), host, ["10.96.0.10"], "c.l").servers == ["10.96.0.10"]
@@ -175,7 +188,9 @@ def test_node_affinity(requirement: tuple[str, str, list[str]], matches: bool):
 
 def test_kubelet_configuration(tmp_path):
     path = tmp_path / "kubelet.yaml"
-    path.write_text("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 7\nclusterDNS: [10.0.0.10]\nsyncFrequency: 1m\nimageMinimumGCAge: 1m30s\ncontainerLogMaxSize: 1Mi\nauthentication: {anonymous: {enabled: true}, x509: {clientCAFile: /ca}}\nauthorization: {mode: AlwaysAllow}\n")
+    path.write_text(
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 7\nclusterDNS: [10.0.0.10]\nsyncFrequency: 1m\nimageMinimumGCAge: 1m30s\ncontainerLogMaxSize: 1Mi\nauthentication: {anonymous: {enabled: true}, x509: {clientCAFile: /ca}}\nauthorization: {mode: AlwaysAllow}\n"
+    )
     out = config.read(path)
     assert (out["max_pods"], out["cluster_dns"], out["image_min_age_seconds"], out["container_log_max_bytes"], out["anonymous"], str(out["client_ca_file"]), out["authorization"]) == (7, ["10.0.0.10"], 90.0, 1 << 20, True, "/ca", "AlwaysAllow")  # fmt: skip
     for text, message in [("maxPodz: 1", 'unknown field "maxPodz"'), ("maxPods: many", "invalid literal"), ("imageMinimumGCAge: soon", "no duration")]:
@@ -221,7 +236,18 @@ def test_bad_manifests(text: str):
 
 def test_probe_thresholds():
     counter = Counter(failure_threshold=3, success_threshold=2)
-    assert [counter.count(s) for s in (True, True, False, False, True, False, False, False, True, True)] == [None, True, None, None, None, None, None, False, None, True]
+    assert [counter.count(s) for s in (True, True, False, False, True, False, False, False, True, True)] == [
+        None,
+        True,
+        None,
+        None,
+        None,
+        None,
+        None,
+        False,
+        None,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(("name", "full"), [("nginx", "docker.io/library/nginx:latest"), ("a/b:1", "docker.io/a/b:1"), ("r.io/x", "r.io/x:latest"), ("localhost:5000/x", "localhost:5000/x:latest"), ("x@sha256:1", "docker.io/library/x@sha256:1")])  # fmt: skip
@@ -238,7 +264,11 @@ def test_pull_credentials():
 
     import orjson
 
-    auths = {"https://index.docker.io/v1/": {"auth": base64.b64encode(b"u:p").decode()}, "r.io": {"username": "a", "password": "b"}, "r.io/team": {"username": "t", "password": "q"}}
+    auths = {
+        "https://index.docker.io/v1/": {"auth": base64.b64encode(b"u:p").decode()},
+        "r.io": {"username": "a", "password": "b"},
+        "r.io/team": {"username": "t", "password": "q"},
+    }
     secret = {"metadata": {"name": "s"}, "data": {".dockerconfigjson": base64.b64encode(orjson.dumps({"auths": auths})).decode()}}
     assert [(a.username, a.password) for a in pull._credentials("nginx", [secret])] == [("u", "p")]
     assert [a.username for a in pull._credentials("r.io/team/x:1", [secret])] == ["t", "a"]
@@ -282,8 +312,15 @@ def test_merge_patch_leads_from_old_to_new(old: Object, new: Object):
 def test_eviction_thresholds_and_order():
     from fastkube.node import eviction
 
-    signals = {"memory.available": eviction.Signal(50 << 20, 1 << 30), "nodefs.available": eviction.Signal(5e9, 100e9), "pid.available": eviction.Signal(10, 100)}
-    assert eviction.pressed({"memory.available": "100Mi", "nodefs.available": "10%", "imagefs.available": "15%"}, signals) == ["memory.available", "nodefs.available"]
+    signals = {
+        "memory.available": eviction.Signal(50 << 20, 1 << 30),
+        "nodefs.available": eviction.Signal(5e9, 100e9),
+        "pid.available": eviction.Signal(10, 100),
+    }
+    assert eviction.pressed({"memory.available": "100Mi", "nodefs.available": "10%", "imagefs.available": "15%"}, signals) == [
+        "memory.available",
+        "nodefs.available",
+    ]
     assert eviction.pressed({"memory.available": "1Mi", "nodefs.available": "5%"}, signals) == []
 
     def pod(name: str, request: str, priority: int = 0) -> Object:

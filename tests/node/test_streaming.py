@@ -75,7 +75,9 @@ def exec_path(command: list[str], container: str = "box", **flags: str) -> str:
 
 async def open_websocket(world: World, path: str, protocol: str) -> websocket.WebSocket:
     key = base64.b64encode(os.urandom(16)).decode()
-    wire = await Wire.upgrade(world, path, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": key, "Sec-WebSocket-Protocol": protocol})
+    wire = await Wire.upgrade(
+        world, path, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": key, "Sec-WebSocket-Protocol": protocol}
+    )
     assert wire.status == 101, wire.head
     assert websocket.accept_key(key).encode() in wire.head and protocol.encode() in wire.head
     return websocket.WebSocket(wire, client=True)
@@ -182,7 +184,9 @@ async def test_port_forward_over_spdy_and_websocket(world: World, web: Any):
 
 
 async def test_attach_and_its_status(world: World):
-    await world.create("attached", {"restartPolicy": "Never", "containers": [{"stdin": True, "stdinOnce": True, "command": ["sh", "-c", "read x; echo got $x; exit 4"]}]})
+    await world.create(
+        "attached", {"restartPolicy": "Never", "containers": [{"stdin": True, "stdinOnce": True, "command": ["sh", "-c", "read x; echo got $x; exit 4"]}]}
+    )
     await world.ready("attached")
     socket = await open_websocket(world, "/api/v1/namespaces/default/pods/attached/attach?stdin=true&stdout=true&stderr=true", "v5.channel.k8s.io")
     await socket.send(b"\0word\n")
@@ -239,7 +243,9 @@ async def test_the_node_api_lets_nobody_in_without_leave(world: World):
     assert await ask("/pods", token) == 403
     assert await ask("/pods", pair=world.pki.client("scheduler")) == 403
     admin = world.pki.client("admin")
-    assert [await ask(p, pair=admin) for p in ("/healthz", "/pods", "/stats/summary", "/metrics", "/metrics/resource", "/configz", "/nonsense")] == [200] * 6 + [404]
+    assert [await ask(p, pair=admin) for p in ("/healthz", "/pods", "/stats/summary", "/metrics", "/metrics/resource", "/configz", "/nonsense")] == [
+        200
+    ] * 6 + [404]
     assert await ask("/exec/default/streams/box?command=id&output=1", pair=admin) == 400
 
 
@@ -273,7 +279,9 @@ async def test_kubectl(world: World, web: Any):
     assert (await run("cp", str(source), "streams:/tmp/copy", "-c", "box")).returncode == 0
     assert (await run("cp", "streams:/tmp/copy", str(world.directory / "back"), "-c", "box")).returncode == 0
     assert (world.directory / "back").read_bytes() == source.read_bytes()
-    forward = subprocess.Popen(["kubectl", f"--kubeconfig={world.directory}/admin.kubeconfig", "port-forward", "pod/streams", "21590:80"], stdout=subprocess.PIPE)
+    forward = subprocess.Popen(
+        ["kubectl", f"--kubeconfig={world.directory}/admin.kubeconfig", "port-forward", "pod/streams", "21590:80"], stdout=subprocess.PIPE
+    )
     try:
         await asyncio.to_thread(forward.stdout.readline)
 
@@ -306,4 +314,3 @@ async def test_python_client(world: World, web: Any):
         return session.read_stdout(), session.returncode
 
     assert await asyncio.to_thread(work) == ("typed\n", 2)
-

@@ -81,7 +81,10 @@ def test_replies_pings_and_goodbyes():
     assert server.data_to_send() == b"\x80\x03\x00\x06\x00\x00\x00\x04\x00\x00\x00\x07"
 
 
-@pytest.mark.parametrize("wire", [b"\x80\x02\x00\x01\x00\x00\x00\x00", b"\x80\x03\x00\x01\x00\x00\x00\x02xx", b"\x80\x03\x00\x01\x00\x00\x00\x0c\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00zz"])
+@pytest.mark.parametrize(
+    "wire",
+    [b"\x80\x02\x00\x01\x00\x00\x00\x00", b"\x80\x03\x00\x01\x00\x00\x00\x02xx", b"\x80\x03\x00\x01\x00\x00\x00\x0c\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00zz"],
+)
 def test_nonsense_is_refused(wire):
     with pytest.raises(spdy.SpdyError):
         spdy.Connection(client=False).receive(wire)
@@ -150,7 +153,13 @@ async def _all(socket):
 
 
 def test_handshake():
-    headers = {"upgrade": "websocket", "connection": "keep-alive, Upgrade", "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==", "sec-websocket-version": "13", "sec-websocket-protocol": "x, SPDY/3.1+portforward.k8s.io"}
+    headers = {
+        "upgrade": "websocket",
+        "connection": "keep-alive, Upgrade",
+        "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "sec-websocket-version": "13",
+        "sec-websocket-protocol": "x, SPDY/3.1+portforward.k8s.io",
+    }
     assert websocket.is_requested(headers)
     assert ("Sec-WebSocket-Accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") in websocket.answer(headers, "x")
     assert websocket.choose(headers, ["SPDY/3.1+portforward.k8s.io"]) == "SPDY/3.1+portforward.k8s.io"

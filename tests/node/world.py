@@ -225,7 +225,9 @@ async def new_world(directory: Path) -> AsyncIterator[World]:
 async def _account(client: Client) -> None:
     """What the service account controllers would make."""
     await client.create("v1/serviceaccounts", {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}, "default")
-    await client.create("v1/configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": "none"}}, "default")
+    await client.create(
+        "v1/configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": "none"}}, "default"
+    )
 
 
 async def _node_ready(client: Client) -> bool:
