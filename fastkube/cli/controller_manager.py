@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +12,7 @@ from fastkube.client.kubeconfig import KubeconfigError
 from fastkube.controllers import manager
 from fastkube.controllers.manager import Config, ManagerError
 from fastkube.controllers.runtime import Options
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+from fastkube.runtime.config import duration as parse_duration
 
 # flag -> the controller whose workers it counts
 _CONCURRENT = {
@@ -31,12 +28,10 @@ Workers = Annotated[int, typer.Option(min=1, help="workers of that controller")]
 
 def duration(text: str) -> float:
     """A Go duration (`40s`, `1m30s`, `0`) in seconds. Raises typer.BadParameter."""
-    if text == "0":
-        return 0.0
-    parts = _DURATION.findall(text)
-    if not parts or "".join(n + u for n, u in parts) != text:
-        raise typer.BadParameter(f"{text!r} is no duration such as 40s or 1m30s")
-    return sum(float(n) * _UNITS[u] for n, u in parts)
+    try:
+        return parse_duration(text)
+    except ValueError as e:
+        raise typer.BadParameter(f"{e} such as 40s or 1m30s") from None
 
 
 def command(

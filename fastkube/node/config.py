@@ -6,7 +6,6 @@ there but has no meaning for this agent.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 
 from fastkube.api import quantity
 from fastkube.runtime import logs
+from fastkube.runtime.config import duration as parse_duration
 
 API_VERSION = "kubelet.config.k8s.io/v1beta1"
 
@@ -107,20 +107,14 @@ class NodeConfig:
         return self.pod_logs_dir or Path("/var/log/pods")
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
 def duration(text: str | int | float) -> float:
     """Seconds of a Go duration ("1m30s"). ConfigError."""
     if isinstance(text, (int, float)):
         return float(text)
-    if text in ("0", ""):
-        return 0.0
-    parts = _DURATION.findall(text)
-    if "".join(n + u for n, u in parts) != text:
-        raise ConfigError(f"{text!r} is no duration")
-    return sum(float(n) * _UNITS[u] for n, u in parts)
+    try:
+        return parse_duration(text) if text else 0.0
+    except ValueError as e:
+        raise ConfigError(str(e)) from None
 
 
 def _size(text: str) -> int:

@@ -138,7 +138,7 @@ async def test_a_watcher_that_does_not_read_is_cut_off(api, monkeypatch):
 async def test_too_many_at_once_are_told_to_come_back(api):
     pipeline = api.server._pipeline
     pipeline.fairness = None  # the plain bound, which fairness stands in for
-    pipeline._inflight_max = pipeline.inflight_max = 1
+    pipeline.inflight_max = 1
     await api.make("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", {
         "metadata": {"name": "joe"}, "roleRef": {"kind": "ClusterRole", "name": "cluster-admin", "apiGroup": "rbac.authorization.k8s.io"}, "subjects": [{"kind": "User", "name": "joe"}],
     })  # fmt: skip
